@@ -1,0 +1,135 @@
+# Sets a checkout up, and keeps it so. Every target does the set-up it needs; where nothing has
+# changed since, that takes a moment. Needs: make, any Python 3.9+ with venv (3.11-3.13 is found, or
+# fetched by uv), a network to the Python and Rust package registries.
+#
+# TORCH=cpu make setup   installs PyTorch's CPU-only build instead of the default one, which brings
+#                        6 GB of CUDA libraries on Linux. The choice is kept. It comes from PyTorch's
+#                        own index, which the lock file has no hashes for; CI does not try it.
+# PYTHON=3.12 make setup chooses the Python of a new environment.
+# PYTEST="-k tokenizer" make test   gives pytest arguments.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= >=3.11,<3.14
+TORCH ?= $(shell cat .venv/torch-build 2>/dev/null || echo default)
+ifeq ($(filter $(TORCH),default cpu),)
+$(error TORCH=$(TORCH): write default or cpu)
+endif
+
+UV := .tools/bin/uv
+BIN := .venv/bin
+INSTALL := $(UV) pip install --python $(BIN)/python --build-constraints tools.lock
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --custom-compile-command "make lock"
+
+# A checkout that was moved or copied: the environment's scripts and paths name the old place.
+ifneq ($(wildcard .venv/made-in),)
+ifneq ($(shell cat .venv/made-in),$(CURDIR))
+$(shell rm -rf .venv)
+endif
+endif
+
+.PHONY: help setup environment quickstart test check format lock graph clean
+
+help:
+	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
+	@echo "make test         set up, run every test"
+	@echo "make check        set up, check format, style, types, package arrows and the Rust crate"
+	@echo "make setup        .tools (uv), .venv (Python packages, Rust build), .env"
+	@echo "make format       format Python and Rust"
+	@echo "make lock         resolve the lock files anew (UPGRADE=--upgrade for newer versions)"
+	@echo "make graph        draw docs/graph.svg from the definitions"
+	@echo "make clean        remove environment and caches; models, data and history stay"
+
+# -- set-up ----------------------------------------------------------------------------------------
+
+setup: .tools/made .venv/rustbpe-made .venv/project-made environment
+
+.tools/made: tools.lock
+	@python3 -m venv .tools || { echo "The set-up needs Python's venv (Debian: apt-get install python3-venv)"; exit 1; }
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tools.lock
+	@touch $@
+
+.venv/made-in: | .tools/made
+	$(UV) venv --quiet --allow-existing --python "$(PYTHON)" .venv
+	@echo "$(CURDIR)" > $@
+
+.venv/requirements-cpu.lock: requirements.lock
+	@mkdir -p .venv
+	@awk '/^[a-z]/ { keep = !/^(torch|triton|nvidia-|cuda-)/ } keep' requirements.lock > $@
+
+.venv/packages-$(TORCH): requirements.lock $(if $(filter cpu,$(TORCH)),.venv/requirements-cpu.lock) | .venv/made-in
+ifeq ($(TORCH),cpu)
+	$(INSTALL) --require-hashes -r .venv/requirements-cpu.lock
+	$(INSTALL) --no-deps --torch-backend cpu --reinstall-package torch $$(grep -o '^torch==[^ ]*' requirements.lock)
+else
+	$(INSTALL) --require-hashes -r requirements.lock $(if $(wildcard .venv/packages-cpu),--reinstall-package torch)
+endif
+	@rm -f .venv/packages-*
+	@echo $(TORCH) > .venv/torch-build
+	@touch $@
+
+RUST_SOURCES := $(shell find rustbpe \( -name target -o -name __pycache__ \) -prune -o -type f -print)
+
+.venv/rustbpe-made: $(RUST_SOURCES) tools.lock | .venv/packages-$(TORCH)
+	$(INSTALL) --no-deps --reinstall-package rustbpe ./rustbpe
+	@touch $@
+
+.venv/project-made: pyproject.toml tools.lock | .venv/packages-$(TORCH)
+	$(INSTALL) --no-deps --reinstall-package dagster-nanochat --editable .
+	@touch $@
+
+# `.env` is git-ignored and yours: lines of your own stay. Dagster refuses a relative DAGSTER_HOME, so
+# the line that the set-up wrote is put right where the checkout has moved.
+environment:
+	@mkdir -p .dagster && touch .env
+	@[ -f .dagster/dagster.yaml ] || cp src/dagster_nanochat/instance.yaml .dagster/dagster.yaml
+	@home=$$(sed -n 's/^DAGSTER_HOME=//p' .env | tail -n 1); \
+	case "$$home" in \
+	  "$(CURDIR)/.dagster") ;; \
+	  ""|*/.dagster) \
+	    { grep -v '^DAGSTER_HOME=' .env || true; echo 'DAGSTER_HOME=$(CURDIR)/.dagster'; } > .env.new && mv .env.new .env ;; \
+	esac
+	@grep -q '^DAGSTER_MODULE_NAME=' .env || echo 'DAGSTER_MODULE_NAME=dagster_nanochat.definitions' >> .env
+
+# -- what people run -------------------------------------------------------------------------------
+
+quickstart: setup
+	@$(BIN)/nanochat quickstart
+
+test: setup
+	@if command -v cargo > /dev/null; then cargo test --quiet --manifest-path rustbpe/Cargo.toml; \
+	else echo "Rust is not installed: the crate's own tests are skipped"; fi
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: setup
+	bash -n .ci/run
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@if command -v cargo > /dev/null; then set -ex; \
+	  cargo fmt --manifest-path rustbpe/Cargo.toml --check; \
+	  cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings; \
+	else echo "Rust is not installed: the crate is not checked"; fi
+
+format: setup
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	@if command -v cargo > /dev/null; then cargo fmt --manifest-path rustbpe/Cargo.toml; fi
+
+# -- upkeep ----------------------------------------------------------------------------------------
+
+# The crate in rustbpe/ is installed from the checkout, so it has no pin; what it needs has.
+lock: .tools/made
+	$(COMPILE) --python-version 3.9 --group tools $(UPGRADE) --output-file tools.lock
+	$(COMPILE) --python-version 3.11 --extra dev --no-emit-package rustbpe $(UPGRADE) --output-file requirements.lock pyproject.toml
+	@sed -i.old -e '/^$$/,$$d' requirements.lock && rm requirements.lock.old
+
+graph: setup
+	$(BIN)/python docs/draw_graph.py
+
+clean:
+	rm -rf .venv .tools rustbpe/target .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests scripts docs benchmarks rustbpe -name __pycache__ -prune -exec rm -rf {} + 2> /dev/null || true

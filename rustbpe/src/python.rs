@@ -1,0 +1,337 @@
+//! The Python module `rustbpe._rustbpe`. Python's lock is released while text is counted, merges are
+//! learned or words encoded, and Ctrl-C is looked for in between.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyOSError, PyUserWarning, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyBytes, PyDict, PyString};
+
+use crate::Error;
+use crate::count::{Counter, Limits, Totals, WordCounts};
+use crate::counts_file::{self, CountsFile, Header};
+use crate::encode::Vocabulary;
+use crate::merge;
+use crate::split::{GPT4_PATTERN, Splitter};
+
+/// How long Ctrl-C may go unnoticed while merges are learned.
+const SIGNAL_CHECK: Duration = Duration::from_millis(100);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> PyErr {
+        match error {
+            Error::Invalid(message) => PyValueError::new_err(message),
+            Error::Io { path, source } => {
+                // With number, text and file name Python picks the subclass, e.g. FileNotFoundError.
+                let reason = source.to_string();
+                PyOSError::new_err((source.raw_os_error(), reason, path))
+            }
+        }
+    }
+}
+
+/// A byte-level BPE tokenizer: ids 0-255 are the bytes, then come the merges in the order learned.
+#[pyclass(module = "rustbpe")]
+#[derive(Default)]
+struct Tokenizer {
+    pattern: Option<String>,
+    vocabulary: Vocabulary,
+}
+
+#[pymethods]
+impl Tokenizer {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Learn vocab_size - 256 merges from the strings of an iterable.
+    #[pyo3(signature = (iterator, vocab_size, pattern=None, buffer_size=8192))]
+    fn train_from_iterator(
+        &mut self,
+        py: Python<'_>,
+        iterator: &Bound<'_, PyAny>,
+        vocab_size: i64,
+        pattern: Option<String>,
+        buffer_size: usize,
+    ) -> PyResult<()> {
+        let merges = merges_of(vocab_size)?;
+        let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
+        let mut counter = Counter::new(&pattern, Limits::default())?;
+        let mut documents = iterator.try_iter()?;
+        let mut number = 0;
+        loop {
+            let mut buffer = Vec::new();
+            for document in documents.by_ref().take(buffer_size.max(1)) {
+                number += 1;
+                buffer.push(text_of(&document?, number)?);
+            }
+            if buffer.is_empty() {
+                break;
+            }
+            py.detach(|| counter.add(&buffer))?;
+            py.check_signals()?;
+        }
+        let (counts, _) = py.detach(|| counter.finish());
+        self.learn(py, pattern, counts, merges)
+    }
+
+    /// Learn vocab_size - 256 merges from a text column of parquet files.
+    ///
+    /// doc_cap: characters of a document that are looked at. max_chars: characters in all, over the
+    /// files in order; the document that crosses it is cut there.
+    #[pyo3(signature = (parquet_paths, vocab_size, pattern=None, text_column="text", doc_cap=None, max_chars=None))]
+    #[allow(clippy::too_many_arguments)] // the signature that people know
+    fn train_from_parquet_files(
+        &mut self,
+        py: Python<'_>,
+        parquet_paths: Vec<PathBuf>,
+        vocab_size: i64,
+        pattern: Option<String>,
+        text_column: &str,
+        doc_cap: Option<i64>,
+        max_chars: Option<i64>,
+    ) -> PyResult<()> {
+        let merges = merges_of(vocab_size)?;
+        if parquet_paths.is_empty() {
+            return Err(PyValueError::new_err("no parquet files were given to train on"));
+        }
+        let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
+        let mut counter = Counter::new(&pattern, limits(doc_cap, max_chars)?)?;
+        for path in &parquet_paths {
+            if !count_parquet(py, path, text_column, &mut counter)? {
+                break;
+            }
+        }
+        let (counts, _) = py.detach(|| counter.finish());
+        self.learn(py, pattern, counts, merges)
+    }
+
+    /// Learn vocab_size - 256 merges from counts files. Their order makes no difference.
+    fn train_from_counts(&mut self, py: Python<'_>, paths: Vec<PathBuf>, vocab_size: i64) -> PyResult<()> {
+        let merges = merges_of(vocab_size)?;
+        let (pattern, counts) = py.detach(|| counts_file::add_up(&paths))?;
+        py.check_signals()?;
+        self.learn(py, pattern, counts, merges)
+    }
+
+    /// Every token's bytes with its id, in id order.
+    fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32)> {
+        let tokens = self.vocabulary.tokens().iter();
+        tokens.zip(0..).map(|(token, id)| (PyBytes::new(py, token), id)).collect()
+    }
+
+    /// The split pattern.
+    fn get_pattern(&self) -> &str {
+        self.pattern.as_deref().unwrap_or(GPT4_PATTERN)
+    }
+
+    /// 256 and the merges learned.
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.vocabulary.tokens().len()
+    }
+
+    /// The ids of a text.
+    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
+        let text = text.to_str()?;
+        let (pattern, vocabulary) = (self.get_pattern(), &self.vocabulary);
+        let ids = py.detach(|| {
+            let mut ids = Vec::new();
+            Splitter::new(pattern)?.words(text, |word| vocabulary.encode_word(word.as_bytes(), &mut ids))?;
+            Ok::<_, Error>(ids)
+        })?;
+        Ok(ids)
+    }
+}
+
+impl Tokenizer {
+    fn learn(&mut self, py: Python<'_>, pattern: String, counts: WordCounts, merges: usize) -> PyResult<()> {
+        if counts.is_empty() {
+            return Err(PyValueError::new_err(
+                "there is no text to train on: every document is empty, or the pattern matches nowhere",
+            ));
+        }
+        let vocabulary = py.detach(|| {
+            let mut last = Instant::now();
+            let learned = merge::learn(counts, merges, |_| {
+                if last.elapsed() < SIGNAL_CHECK {
+                    return Ok::<(), PyErr>(());
+                }
+                last = Instant::now();
+                Python::attach(|py| py.check_signals())
+            })?;
+            Ok::<_, PyErr>(Vocabulary::from_merges(&learned))
+        })?;
+        let learned = vocabulary.tokens().len() - 256;
+        self.pattern = Some(pattern);
+        self.vocabulary = vocabulary;
+        if learned < merges {
+            let message = format!(
+                "the text has only {learned} pairs to merge, {merges} were asked for: the vocabulary has {} \
+                 tokens; train on more text or ask for fewer",
+                256 + learned
+            );
+            let message = CString::new(message).expect("the message has no zero byte");
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &message, 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Count the words of a shard into a counts file, and return its totals.
+#[pyfunction]
+#[pyo3(signature = (parquet_path, counts_path, pattern=None, *, text_column="text", doc_cap=None, max_chars=None))]
+fn count_words<'py>(
+    py: Python<'py>,
+    parquet_path: PathBuf,
+    counts_path: PathBuf,
+    pattern: Option<String>,
+    text_column: &str,
+    doc_cap: Option<i64>,
+    max_chars: Option<i64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
+    let limits = limits(doc_cap, max_chars)?;
+    let mut counter = Counter::new(&pattern, limits)?;
+    count_parquet(py, &parquet_path, text_column, &mut counter)?;
+    let input_sha256 = reading(py)?.call_method1("digest", (&parquet_path,))?.extract()?;
+    let header = py.detach(|| {
+        let (counts, totals) = counter.finish();
+        if totals.words == 0 {
+            return Err(Error::Invalid(format!(
+                "{}: has no words to count ({} rows, {} characters); fetch or write it again",
+                parquet_path.display(),
+                totals.rows,
+                totals.characters
+            )));
+        }
+        let header = Header {
+            pattern,
+            text_column: text_column.to_owned(),
+            input_sha256,
+            limits,
+            totals,
+            unique_words: counts.len() as u64,
+        };
+        counts_file::write(&counts_path, &header, &counts)?;
+        Ok(header)
+    })?;
+    describe(py, &header)
+}
+
+/// How a counts file was made, and its totals.
+#[pyfunction]
+fn counts_info<'py>(py: Python<'py>, counts_path: PathBuf) -> PyResult<Bound<'py, PyDict>> {
+    let file = py.detach(|| CountsFile::read(&counts_path))?;
+    describe(py, &file.header)
+}
+
+fn describe<'py>(py: Python<'py>, header: &Header) -> PyResult<Bound<'py, PyDict>> {
+    let Totals { rows, characters, bytes, words } = header.totals;
+    let result = PyDict::new(py);
+    result.set_item("pattern", &header.pattern)?;
+    result.set_item("text_column", &header.text_column)?;
+    result.set_item("doc_cap", header.limits.doc_cap)?;
+    result.set_item("max_chars", header.limits.max_chars)?;
+    result.set_item("input_sha256", &header.input_sha256)?;
+    result.set_item("rows", rows)?;
+    result.set_item("characters", characters)?;
+    result.set_item("bytes", bytes)?;
+    result.set_item("words", words)?;
+    result.set_item("unique_words", header.unique_words)?;
+    Ok(result)
+}
+
+fn merges_of(vocab_size: i64) -> PyResult<usize> {
+    let merges = vocab_size.checked_sub(256).and_then(|merges| u32::try_from(merges).ok());
+    merges.map(|merges| merges as usize).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "vocab_size must be from 256 (the bytes alone) to 2^32 - 1, got {vocab_size}"
+        ))
+    })
+}
+
+fn limits(doc_cap: Option<i64>, max_chars: Option<i64>) -> PyResult<Limits> {
+    let positive = |name: &str, value: Option<i64>| match value {
+        Some(value) if value < 1 => {
+            Err(PyValueError::new_err(format!("{name} must be at least 1, or None for no cap; got {value}")))
+        }
+        value => Ok(value.map(|value| value as u64)),
+    };
+    Ok(Limits { doc_cap: positive("doc_cap", doc_cap)?, max_chars: positive("max_chars", max_chars)? })
+}
+
+fn text_of(document: &Bound<'_, PyAny>, number: usize) -> PyResult<PyBackedStr> {
+    let text = document.cast::<PyString>().map_err(|_| {
+        let kind = document.get_type();
+        PyValueError::new_err(format!("document {number} of the iterator is not a string but {kind}"))
+    })?;
+    text.clone().try_into().map_err(|_: PyErr| {
+        PyValueError::new_err(format!(
+            "document {number} of the iterator is not valid Unicode (it holds half of a surrogate pair)"
+        ))
+    })
+}
+
+/// The Python file that reads parquet through pyarrow.
+fn reading(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    py.import("rustbpe.parquet")
+}
+
+/// Count a text column of a parquet file. Returns whether the limits leave room for more.
+fn count_parquet(py: Python<'_>, path: &Path, column: &str, counter: &mut Counter) -> PyResult<bool> {
+    let mut first_row = 0;
+    for batch in reading(py)?.call_method1("text_batches", (path, column))?.try_iter()? {
+        let (offsets, data): (Bound<'_, PyBytes>, Bound<'_, PyBytes>) = batch?.extract()?;
+        let (offsets, data) = (offsets.as_bytes(), data.as_bytes());
+        let (rows, more) = py.detach(|| {
+            let documents = documents(path, first_row, offsets, data)?;
+            Ok::<_, Error>((documents.len(), counter.add(&documents)?))
+        })?;
+        py.check_signals()?;
+        if !more {
+            return Ok(false);
+        }
+        first_row += rows;
+    }
+    Ok(true)
+}
+
+/// The documents of an Arrow text array: n + 1 offsets (i64) into its bytes.
+fn documents<'d>(
+    path: &Path,
+    first_row: usize,
+    offsets: &[u8],
+    data: &'d [u8],
+) -> Result<Vec<&'d str>, Error> {
+    let offsets: Vec<usize> = offsets
+        .chunks_exact(8)
+        .map(|bytes| i64::from_ne_bytes(bytes.try_into().expect("eight bytes")) as usize)
+        .collect();
+    let spans = offsets.windows(2).map(|pair| data.get(pair[0]..pair[1]));
+    spans
+        .zip(first_row..)
+        .map(|(bytes, row)| {
+            bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or_else(|| {
+                Error::Invalid(format!(
+                    "{}: row {row} (from 0) is not valid UTF-8; write the file again with text only",
+                    path.display()
+                ))
+            })
+        })
+        .collect()
+}
+
+#[pymodule]
+fn _rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("GPT4_PATTERN", GPT4_PATTERN)?;
+    module.add("COUNTS_VERSION", counts_file::VERSION)?;
+    module.add_class::<Tokenizer>()?;
+    module.add_function(wrap_pyfunction!(count_words, module)?)?;
+    module.add_function(wrap_pyfunction!(counts_info, module)?)?;
+    Ok(())
+}

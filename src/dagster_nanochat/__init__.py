@@ -1,0 +1,1 @@
+"""The orchestration: assets, checks, jobs, launchers and the commands that need them."""

@@ -1,0 +1,52 @@
+"""Checks of trained models: they compare a receipt's metrics with the recipe's thresholds.
+
+The measuring is done where the model is, during and at the end of its stage; a check reads the
+receipt of its own partition's model.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from nanochat.evaluation.intervals import wilson
+from nanochat.recipes import Recipe
+from nanochat.store import ObjectStore
+from nanochat.store.receipts import Receipt, current_receipt
+
+
+def receipt_of(store: ObjectStore, recipe: Recipe, stage: str) -> Receipt:
+    """Raises dg.Failure where the stage was never built."""
+    receipt = current_receipt(store, recipe.name, stage)
+    if receipt is None:
+        raise dg.Failure(f"{recipe.name} has no {stage} checkpoint to check", allow_retries=False)
+    return receipt
+
+
+def accuracy_result(receipt: Receipt, name: str, least: float) -> dg.AssetCheckResult:
+    """Pass or warn on an accuracy measured in the stage: `<name>_correct`, `_questions`, `_chance`."""
+    metrics = receipt.metrics
+    if f"{name}_questions" not in metrics:
+        return dg.AssetCheckResult(
+            passed=False,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{name} was not measured in this run (receipt {receipt.digest()[:12]})",
+        )
+    correct, questions = int(metrics[f"{name}_correct"]), int(metrics[f"{name}_questions"])
+    accuracy = correct / questions
+    interval = wilson(correct, questions)
+    return dg.AssetCheckResult(
+        passed=accuracy >= least,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=(
+            f"{accuracy:.1%} of {questions} questions (95 % interval {interval.low:.1%}–{interval.high:.1%}, chance "
+            f"{metrics[f'{name}_chance']:.1%}), at least {least:.0%} wanted"
+        ),
+        metadata={
+            "accuracy": accuracy,
+            "questions": questions,
+            "chance": metrics[f"{name}_chance"],
+            "interval_low": interval.low,
+            "interval_high": interval.high,
+            "wanted": least,
+        },
+    )

@@ -1,0 +1,82 @@
+"""What the two conversation-data assets have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+
+from dagster_nanochat.guards import StageConfig
+from dagster_nanochat.inprocess import Made, build_stage
+from dagster_nanochat.resources import StoreResource
+from dagster_nanochat.selection import required_recipe
+from dagster_nanochat.stage_assets import built_result, switched_off
+from nanochat.data.conversations import ConversationError
+from nanochat.data.hub import HubError
+from nanochat.data.identity import DataNeeded, conversation_digests, shard_digests
+from nanochat.data.stage_data import (
+    count_characters,
+    corpus_digest,
+    task_context,
+    write_stage_data,
+)
+from nanochat.data.tasks import TaskError
+from nanochat.stages import resolve
+
+
+def conversation_data_result(
+    context: dg.AssetExecutionContext, stage: str, config: StageConfig, store: StoreResource
+) -> dg.MaterializeResult:
+    """Materialize a mixture: build it or find it fresh."""
+    recipe = required_recipe(context)
+    opened = store.open()
+    section = recipe.midtrain if stage == "midtrain_data" else recipe.sft
+    if section is None or stage not in resolve(recipe, opened):
+        return switched_off(context, stage, recipe.name)
+
+    try:
+        # The stage's identity is made of its datasets' digests, so they are fetched first.
+        conversation_digests(opened, recipe, stage.removesuffix("_data"), fetch=True)
+    except HubError as error:
+        raise dg.Failure(f"{stage} of {recipe.name}: {error}") from error
+    except DataNeeded as error:
+        raise dg.Failure(f"{stage} of {recipe.name} needs {error}", allow_retries=False) from error
+
+    def make(folder: Path) -> Made:
+        digest = corpus_digest(shard_digests(opened, recipe, count=recipe.data.shards))
+        tasks = task_context(opened, recipe, corpus_digest=digest, fetch=True)
+        try:
+            data = write_stage_data(
+                recipe, section, tasks, folder, lambda line: context.log.info(f"{stage}: {line}")
+            )
+        except (TaskError, ConversationError) as error:
+            raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
+        rows = [
+            {
+                "task": part.task,
+                "rows": part.rows,
+                "repeat": part.repeat,
+                "skipped": part.skipped,
+                "digest": part.digest[:12],
+            }
+            for part in data.train.ingredients
+        ]
+        samples = [{"conversation": sample[:600]} for sample in data.train.samples]
+        return Made(
+            files=data.files,
+            metrics={
+                "rows": float(data.train.rows),
+                "validation_rows": float(data.validation.rows),
+                "characters": float(count_characters(data.files[0])),
+                **{f"{name}_questions": float(count) for name, count in data.questions.items()},
+            },
+            tables={"mixture": rows, "sample_rows": samples},
+            warnings=tuple(
+                f"{part.task}: {problem}" for part in data.train.ingredients for problem in part.problems
+            ),
+        )
+
+    built = build_stage(context, stage, recipe, opened, config, make)
+    return built_result(context, built, model=recipe.name, store=store)
+
+

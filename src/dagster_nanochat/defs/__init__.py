@@ -1,0 +1,1 @@
+"""The graph: one folder a stage."""

@@ -1,0 +1,52 @@
+"""Jobs: ingestion over shards, and everything else over one model."""
+
+import dagster as dg
+
+from dagster_nanochat.guards import MAX_HOURS_TAG
+from dagster_nanochat.partitions import model_partitions, recipe_book, shard_partitions
+
+_MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.assets("training_files", "shard_word_counts")
+
+# The steps only watch other processes, and the default executor takes 3 s to start each one.
+_EXECUTOR = dg.in_process_executor
+
+
+@dg.definitions
+def jobs() -> dg.Definitions:
+    model_assets = _MODEL_ASSETS.materializable()
+    return dg.Definitions(
+        executor=_EXECUTOR,
+        jobs=[
+            dg.define_asset_job(
+                "ingest_shards",
+                selection=dg.AssetSelection.assets("training_files", "shard_word_counts").without_checks(),
+                partitions_def=shard_partitions,
+                executor_def=_EXECUTOR,
+                description="Fetch, verify and count shards; a range of partitions is one run.",
+            ),
+            dg.define_asset_job(
+                "model_training",
+                selection=model_assets,
+                partitions_def=model_partitions,
+                executor_def=_EXECUTOR,
+                description="Everything for one model, from tokenizer to chat.",
+            ),
+            *(
+                dg.define_asset_job(
+                    name,
+                    selection=model_assets,
+                    partitions_def=model_partitions,
+                    executor_def=_EXECUTOR,
+                    tags={"dagster/partition": model, MAX_HOURS_TAG: str(max_hours)},
+                    description=f"model_training for {model}, with its cap of {max_hours:g} h on one's own machine.",
+                )
+                for name, model, max_hours in (
+                    ("nanochat_quick", "quick", 1.0),
+                    ("nanochat_1_dollar", "d4", 24.0),
+                    ("nanochat_10_dollar", "d12", 1.0),
+                    ("nanochat_100_dollar", "d20", 1.0),
+                )
+                if model in recipe_book().recipes
+            ),
+        ],
+    )

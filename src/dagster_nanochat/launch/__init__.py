@@ -1,0 +1,1 @@
+"""Launchers: how a job gets a machine, and how the machine is given back."""

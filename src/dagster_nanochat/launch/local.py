@@ -1,0 +1,86 @@
+"""The local launcher: the supervisor as a process of its own session on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from dagster_nanochat.launch.base import Handle, Offer, Request
+from nanochat.machine import this_machine
+from nanochat.store import ObjectStore
+from nanochat.store.leases import machine_name, read_lease
+from nanochat.supervisor import stop_process_tree, training_environment
+from nanochat.training.job import TrainingJob
+
+
+def _log_path(token: str) -> Path:
+    """Standard error of a supervisor: empty unless it could not even report to the store."""
+    return Path(tempfile.gettempdir()) / f"nanochat-supervisor-{token}.log"
+
+
+class LocalLauncher:
+    """Runs attempts on this machine for nothing an hour."""
+
+    name = "local"
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def offers(self, request: Request) -> list[Offer]:
+        machine = this_machine()
+        return [Offer(name=machine.name, price_usd_per_h=0.0, flops_per_s=machine.training_flops_per_s)]
+
+    def launch(self, job: TrainingJob, offer: Offer) -> Handle:
+        key = f"{job.attempt_prefix}/job.json"
+        self._store.put(key, job.to_bytes())
+        # A session of its own: the supervisor outlives the orchestrator that started it.
+        with _log_path(job.token).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nanochat.supervisor", "--store", self._store.url, "--job", key],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=training_environment(job.hardware.threads),
+                start_new_session=True,
+            )
+        self._children[job.token] = process
+        return Handle(launcher=self.name, token=job.token, id=str(process.pid))
+
+    def find(self, token: str, prefix: str) -> Handle | None:
+        lease = read_lease(self._store, f"{prefix}/lease.json")
+        if lease is None or lease.token != token or lease.host != machine_name():
+            return None
+        handle = Handle(launcher=self.name, token=token, id=str(lease.pid))
+        return handle if self.alive(handle) else None
+
+    def alive(self, handle: Handle) -> bool:
+        child = self._children.get(handle.token)
+        if child is not None:
+            return child.poll() is None
+        try:
+            process = psutil.Process(int(handle.id))
+            return process.status() != psutil.STATUS_ZOMBIE and "nanochat.supervisor" in process.cmdline()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+    def last_words(self, handle: Handle) -> str:
+        """What an ended supervisor wrote to its standard error."""
+        try:
+            return _log_path(handle.token).read_text(encoding="utf-8", errors="replace")[-4000:]
+        except FileNotFoundError:
+            return ""
+
+    def terminate(self, handle: Handle) -> None:
+        if self.alive(handle):
+            stop_process_tree(int(handle.id), grace_s=90)
+        deadline = time.monotonic() + 10
+        while self.alive(handle):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"supervisor process {handle.id} of attempt {handle.token} will not end")
+            time.sleep(0.1)

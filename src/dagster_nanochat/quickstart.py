@@ -1,0 +1,137 @@
+"""`nanochat quickstart`: the whole graph for one model through Dagster, told line by line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from rich.console import Console
+from rich.table import Table
+
+from dagster_nanochat.guards import FORCE_TAG
+from dagster_nanochat.reporting import find_recipe
+from nanochat.data.sources import get_source
+from nanochat.recipes import Recipe
+from nanochat.store import project_root
+
+# Asset → the name its stage has in the summary.
+_STAGE_LINES = {
+    "tokenizer_training": "tokenizer",
+    "base_model_checkpoint": "base",
+    "midtraining_checkpoint": "midtrain",
+    "sft_checkpoint": "sft",
+}
+
+
+def load_environment() -> None:
+    """Read the project's `.env`, as `dg` does, so that every command shares one history."""
+    from dotenv import load_dotenv
+
+    load_dotenv(project_root() / ".env")
+    home = os.environ.get("DAGSTER_HOME")
+    if home:
+        Path(home).mkdir(parents=True, exist_ok=True)
+
+
+def run_quickstart(model: str, *, force: str, question: str) -> int:
+    """Exit code 0 with an answer, 1 with the reason on standard error."""
+    recipe = find_recipe(model)
+    if recipe is None:
+        return 1
+    load_environment()
+    from dagster_nanochat.definitions import defs
+
+    definitions = defs()
+    start = time.monotonic()
+    with dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else dg.DagsterInstance.ephemeral() as instance:
+        if instance.is_ephemeral:
+            print("warning: DAGSTER_HOME is not set, so Dagster keeps no history of this run", file=sys.stderr)
+        tags = {FORCE_TAG: force} if force else {}
+        ingested = _run(definitions, "ingest_shards", instance, _shard_tags(recipe), {})
+        if not ingested.success:
+            return _explain(ingested)
+        config = {"ops": {"chat_inference": {"config": {"question": question}}}}
+        trained = _run(definitions, "model_training", instance, {"dagster/partition": model, **tags}, config)
+    if not trained.success:
+        return _explain(trained)
+    _summarise(trained, recipe, seconds=time.monotonic() - start)
+    return 0
+
+
+def _shard_tags(recipe: Recipe) -> dict[str, str]:
+    shards = get_source(recipe.data.source).training_shards()[: recipe.data.shards]
+    return {
+        "dagster/asset_partition_range_start": shards[0],
+        "dagster/asset_partition_range_end": shards[-1],
+    }
+
+
+def _run(
+    definitions: dg.Definitions,
+    job: str,
+    instance: dg.DagsterInstance,
+    tags: Mapping[str, str],
+    config: Mapping[str, Any],
+) -> dg.ExecuteInProcessResult:
+    return definitions.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        tags=tags,
+        run_config={"loggers": {"progress": {}}, **config},
+        raise_on_error=False,
+    )
+
+
+def _explain(result: dg.ExecuteInProcessResult) -> int:
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            reason = (failure.user_failure_data.description if failure.user_failure_data else None) or (
+                failure.error.message if failure.error else "unknown"
+            )
+            print(f"error: {event.step_key}: {reason}", file=sys.stderr)
+    print(f"error: run {result.run_id} failed; see it in `dg dev`", file=sys.stderr)
+    return 1
+
+
+def _materializations(result: dg.ExecuteInProcessResult) -> dict[str, Mapping[str, Any]]:
+    found = {}
+    for event in result.all_events:
+        if event.is_step_materialization and event.asset_key:
+            metadata = event.materialization.metadata
+            found[event.asset_key.to_user_string()] = {
+                name: getattr(value, "value", None) for name, value in metadata.items()
+            }
+    return found
+
+
+def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: float) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    made = _materializations(result)
+    table = Table("metric", "value", title=f"{recipe.name}: what was measured", title_justify="left")
+    for asset in _STAGE_LINES:
+        for name, value in made.get(asset, {}).items():
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+                table.add_row(f"{_STAGE_LINES[asset]} · {name}", shown)
+    console.print(table)
+    failed_checks = [
+        evaluation for evaluation in result.get_asset_check_evaluations() if not evaluation.passed
+    ]
+    for evaluation in failed_checks:
+        console.print(f"check {evaluation.check_name} did not pass: {evaluation.description}")
+    console.print(f"report: {made['model_report']['path']}")
+    console.print(f"all of it: {seconds:.0f} s")
+    for asset, stage in _STAGE_LINES.items():
+        metadata = made.get(asset, {})
+        if metadata.get("switched_off"):
+            console.print(f"{stage}: switched off")
+        elif metadata.get("reused"):
+            console.print(f"{stage}: fresh (receipt {metadata['receipt'][:6]}…)")
+        else:
+            console.print(f"{stage}: built in {metadata['seconds']:.0f} s")
+    console.print(f"answer: {made['chat_inference']['answer']}", markup=False)

@@ -1,0 +1,34 @@
+"""What the assets are given: the store and the launcher, chosen by the environment."""
+
+from __future__ import annotations
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_nanochat.launch.base import Launcher
+from dagster_nanochat.launch.local import LocalLauncher
+from nanochat.store import ObjectStore, open_store
+
+
+class StoreResource(dg.ConfigurableResource):
+    """Where everything that is built is kept."""
+
+    url: str | None = Field(
+        default=None, description="file:///… or a path; default: NANOCHAT_STORE, else data/store"
+    )
+
+    def open(self) -> ObjectStore:
+        return open_store(self.url)
+
+
+class LauncherResource(dg.ConfigurableResource):
+    """Where training stages run."""
+
+    kind: str = Field(default="local", description="local: processes on this machine")
+
+    def create(self, store: ObjectStore) -> Launcher:
+        if self.kind != "local":
+            raise dg.Failure(
+                f"unknown launcher {self.kind!r}: this version has 'local' (unset NANOCHAT_LAUNCHER)"
+            )
+        return LocalLauncher(store)

@@ -1,0 +1,105 @@
+"""What the assets of the three training stages have in common: a plan, a run, a materialization."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from dagster_nanochat.guards import StageConfig
+from dagster_nanochat.launch.base import Request
+from dagster_nanochat.lifecycle import BuiltStage, train_stage
+from dagster_nanochat.metadata import receipt_metadata
+from dagster_nanochat.resources import LauncherResource, StoreResource
+from dagster_nanochat.selection import required_recipe
+from dagster_nanochat.views import show_checkpoint
+from nanochat.export.markdown import table
+from nanochat.plan import plan_stage
+from nanochat.stages import resolve
+
+
+def plan_result(
+    context: dg.AssetExecutionContext, stage: str, store: StoreResource, launcher: LauncherResource
+) -> dg.MaterializeResult:
+    """Materialize a stage's plan: what it will take here, and whether it is fresh already."""
+    recipe = required_recipe(context)
+    opened = store.open()
+    states = resolve(recipe, opened)
+    if stage not in states:
+        return switched_off(context, stage, recipe.name)
+    hardware = recipe.hardware
+    offers = launcher.create(opened).offers(
+        Request(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
+    )
+    best = offers[0]
+    plan = plan_stage(
+        recipe, stage, states, opened, flops_per_s=best.flops_per_s, usd_per_h=best.price_usd_per_h
+    )
+    hours = "?" if plan.hours is None else f"{plan.hours:.2f} h"
+    context.log.info(f"{stage}: plan: {plan.steps} steps, {plan.tokens or 0:,} tokens, about {hours}")
+    shown = {
+        name: value
+        for name, value in plan.model_dump(mode="json").items()
+        if isinstance(value, int | float | str)
+    }
+    return dg.MaterializeResult(
+        metadata={
+            **shown,
+            "parameters_and_settings": dg.MetadataValue.json(plan.section),
+            "offers": dg.MetadataValue.md(
+                table(
+                    [
+                        {
+                            "offer": offer.name,
+                            "usd_per_h": offer.price_usd_per_h,
+                            "hours": offer.hours(plan.flops) if plan.flops else None,
+                        }
+                        for offer in offers
+                    ]
+                )
+            ),
+            "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in plan.reasons) or "(none)"),
+            "needs": dg.MetadataValue.md("\n".join(f"- {need}" for need in plan.needs) or "(nothing)"),
+        },
+        data_version=dg.DataVersion(plan.fingerprint) if plan.fingerprint else None,
+    )
+
+
+def training_result(
+    context: dg.AssetExecutionContext,
+    stage: str,
+    config: StageConfig,
+    store: StoreResource,
+    launcher: LauncherResource,
+) -> dg.MaterializeResult:
+    """Materialize a training stage: build it or find it fresh."""
+    recipe = required_recipe(context)
+    opened = store.open()
+    if stage not in resolve(recipe, opened):
+        return switched_off(context, stage, recipe.name)
+    built = train_stage(context, stage, recipe, opened, launcher.create(opened), config)
+    folder = show_checkpoint(opened, built.receipt, recipe.name)
+    return built_result(context, built, model=recipe.name, store=store, extra={"folder": str(folder)})
+
+
+def built_result(
+    context: dg.AssetExecutionContext,
+    built: BuiltStage,
+    *,
+    model: str,
+    store: StoreResource,
+    extra: dict[str, object] | None = None,
+) -> dg.MaterializeResult:
+    """A stage's materialization, from its receipt."""
+    context.log.info(built.summary)
+    return dg.MaterializeResult(
+        metadata={
+            **receipt_metadata(store.open(), built.receipt, model=model, reused=not built.built),
+            **(extra or {}),
+        },
+        data_version=dg.DataVersion(built.fingerprint),
+    )
+
+
+def switched_off(context: dg.AssetExecutionContext, stage: str, model: str) -> dg.MaterializeResult:
+    """The recipe has no such stage: say so, build nothing."""
+    context.log.info(f"{stage}: switched off in the recipe of {model}")
+    return dg.MaterializeResult(metadata={"switched_off": True})

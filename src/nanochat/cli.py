@@ -1,0 +1,161 @@
+"""The command `nanochat`.
+
+`chat` is here; commands that need the graph or a launcher are registered by entry points of the
+group ``nanochat.commands``, each a callable that takes the typer app. Nothing heavy is imported
+before a command runs.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from nanochat.data.conversations import Part
+    from nanochat.inference.chat import ChatSession
+    from nanochat.inference.engine import Engine
+    from nanochat.inference.sampling import Sampling
+
+COMMANDS_GROUP = "nanochat.commands"
+
+# A single answer is reproducible; a chat that always says the same is dull.
+CHAT_TEMPERATURE = 0.6
+
+HELP = "/help shows this, /reset forgets the conversation, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
+
+app = typer.Typer(name="nanochat", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+class SourceChoice(enum.StrEnum):
+    """Which stage of a model to talk to."""
+
+    BASE = "base"
+    MID = "mid"
+    SFT = "sft"
+
+
+@app.callback()
+def nanochat() -> None:
+    """Train a chat model from scratch, and talk to it."""
+
+
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
+    model: Annotated[str, typer.Option(help="Which model.")] = "quick",
+    source: Annotated[
+        SourceChoice, typer.Option(help="Which stage of it; base continues a text.")
+    ] = SourceChoice.SFT,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help=f"0 is greedy. Default: 0 for one question, {CHAT_TEMPERATURE} in a conversation."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens only.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Length of an answer in tokens, at most.")] = 256,
+    seed: Annotated[int | None, typer.Option(help="Makes drawn answers repeatable.")] = None,
+) -> None:
+    """Ask a trained model one question, or talk to it."""
+    from nanochat.store import StoreError, open_store
+
+    if temperature is None:
+        temperature = CHAT_TEMPERATURE if question is None else 0.0
+    try:
+        from nanochat.inference.chat import load_engine
+        from nanochat.inference.sampling import Sampling
+
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        engine = load_engine(open_store(), model, source.value)
+        if question is not None:
+            print(_one_answer(engine, question, source, sampling))
+            return
+    except (ValueError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    _converse(engine, model, source, sampling)
+
+
+def _one_answer(engine: Engine, question: str, source: SourceChoice, sampling: Sampling) -> str:
+    if source is SourceChoice.BASE:
+        (generation,) = engine.generate([_text_prompt(engine, question)], sampling)
+        return generation.text
+    from nanochat.inference.chat import ChatSession
+
+    return ChatSession(engine, sampling).ask(question).text
+
+
+def _text_prompt(engine: Engine, text: str) -> list[int]:
+    return [engine.tokenizer.bos, *engine.tokenizer.encode(text)]
+
+
+def _converse(engine: Engine, model: str, source: SourceChoice, sampling: Sampling) -> None:
+    from nanochat.inference.chat import ChatSession
+
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401  (gives input() line editing)
+
+        kind = "a base model: it continues your text" if source is SourceChoice.BASE else f"stage {source}"
+        print(f"{model}, {kind}. {HELP}", file=sys.stderr)
+    session = ChatSession(engine, sampling)
+    while True:
+        try:
+            line = input("\n> " if terminal else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print(f"\n{HELP}", file=sys.stderr)
+            continue
+        match line.strip():
+            case "":
+                continue
+            case "/exit" | "/quit":
+                return
+            case "/help":
+                print(HELP, file=sys.stderr)
+            case "/reset":
+                session.reset()
+                print("The conversation is forgotten.", file=sys.stderr)
+            case command if command.startswith("/"):
+                print(f"unknown command {command.split()[0]}. {HELP}", file=sys.stderr)
+            case _:
+                _say(session, line, source)
+
+
+def _say(session: ChatSession, line: str, source: SourceChoice) -> None:
+    from nanochat.inference.tools import written
+
+    try:
+        for piece in written(_pieces(session, line, source)):
+            print(piece, end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        print(" …", flush=True)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+
+
+def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[Part]:
+    if source is SourceChoice.BASE:
+        prompt = _text_prompt(session.engine, line)
+        return session.engine.stream_parts(prompt, session.sampling)
+    return session.stream(line)
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Add the commands of installed packages. One that cannot be loaded is reported and left out."""
+    for entry_point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
+        try:
+            entry_point.load()(app)
+        except (ImportError, AttributeError) as error:
+            print(f"warning: the commands of {entry_point.value} are missing: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    """The program `nanochat`."""
+    register_commands(app)
+    app()

@@ -1,0 +1,1 @@
+"""Text and conversations: sources, shards, packing, tasks and mixtures."""

@@ -1,0 +1,65 @@
+"""Word counts of shards in the store: counted once for every distinct way of counting."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from nanochat.data.shards import read_record, shard_path
+from nanochat.recipes import Tokenizer
+from nanochat.store import ObjectStore
+from nanochat.store.documents import Document
+from nanochat.store.layout import counts_key
+from nanochat.tokenizer_training import count_shard, counting_digest
+
+
+class CountsRecord(Document):
+    """Which shard's bytes a counts file was made from, and its totals. Written after the file."""
+
+    schema_name: ClassVar[str] = "nanochat.counts"
+    shard_sha256: str
+    size_bytes: int
+    words: int
+    unique_words: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A counts file in the store. `new`: it was made now."""
+
+    key: str
+    new: bool
+    words: int
+    unique_words: int
+
+
+def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenizer) -> Counted:
+    """The shard's counts file, made if it is missing or of other bytes. Raises ValueError where the
+    shard is not in the store."""
+    record = read_record(store, source, shard)
+    path = shard_path(store, source, shard)
+    assert record is not None, "shard_path() has found it"
+    key = counts_key(counting_digest(section), shard)
+    found = _read(store, key)
+    info = store.head(key)
+    if found and info and (found.shard_sha256, found.size_bytes) == (record.sha256, info.size):
+        return Counted(key=key, new=False, words=found.words, unique_words=found.unique_words)
+    with tempfile.TemporaryDirectory(prefix="nanochat-counts-") as folder:
+        made = Path(folder) / "counts"
+        totals = count_shard(path, made, section)
+        size = made.stat().st_size
+        store.put_file(key, made, move=True)
+    counted = CountsRecord(
+        shard_sha256=record.sha256,
+        size_bytes=size,
+        words=totals["words"],
+        unique_words=totals["unique_words"],
+    )
+    store.put(f"{key}.json", counted.to_bytes())
+    return Counted(key=key, new=True, words=counted.words, unique_words=counted.unique_words)
+
+
+def _read(store: ObjectStore, key: str) -> CountsRecord | None:
+    return CountsRecord.read(store, f"{key}.json") if store.head(f"{key}.json") else None

@@ -1,0 +1,323 @@
+"""Shards in the store: ingested once, verified, recorded, read.
+
+A shard is a parquet file with a ``text`` column. It is in the store when its record is there
+(written last) and the object has the recorded size; `verify_shard` compares the content too. In
+``copy`` mode the store holds the bytes. In ``reference`` mode it holds only what the hub says of
+them, and every machine pulls and verifies the shards it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from nanochat.data.hub import HubError
+from nanochat.data.parquet import inspect_text
+from nanochat.data.sources import PinnedSource, ShardLocation, Source, get_source
+from nanochat.data.staging import alone, staging_folder
+from nanochat.store import ObjectNotFound, ObjectStore, StoreError
+from nanochat.store.digests import digest_file
+from nanochat.store.documents import Document, DocumentError
+from nanochat.store.layout import shard_key, shard_record_key
+from nanochat.store.receipts import FileRef
+
+Mode = Literal["copy", "reference"]
+
+
+class ShardError(ValueError):
+    """A shard that cannot be used: which one, why, and the next step."""
+
+
+class ShardRecord(Document):
+    """What is known of a verified shard.
+
+    rows: documents in the file. empty: how many of them are null or blank; readers skip them.
+    characters: of the others. All three are None in reference mode, where nobody has read the file.
+    """
+
+    schema_name: ClassVar[str] = "nanochat.shard"
+
+    source: str
+    shard: str
+    mode: Mode
+    revision: str
+    url: str
+    size_bytes: int
+    sha256: str
+    rows: int | None
+    empty: int | None
+    characters: int | None
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """The store's key of the parquet file."""
+        return shard_key(self.source, self.shard)
+
+    @property
+    def file(self) -> FileRef:
+        return FileRef(key=self.key, size_bytes=self.size_bytes, sha256=self.sha256)
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestReport:
+    """What an ingestion did: records of new and of already verified shards, and why others failed."""
+
+    landed: tuple[ShardRecord, ...]
+    skipped: tuple[ShardRecord, ...]
+    failed: dict[str, str]
+
+
+def ingest_shards(
+    store: ObjectStore,
+    source: Source,
+    keys: Sequence[str],
+    *,
+    threads: int = 4,
+    mode: Mode = "copy",
+    on_landed: Callable[[ShardRecord], None] = lambda record: None,
+    force: bool = False,
+    refresh: bool = False,
+) -> IngestReport:
+    """Bring `keys` of `source` into the store, `threads` at a time, and record each as it lands.
+
+    What is verified already is skipped. A shard that fails does not stop the others: it is in the
+    report's `failed`, and the next call does only what is missing. `on_landed` is called on the
+    calling thread. Sources without a hub are always copied. force: do verified ones again.
+    refresh: first take the source's newest revision.
+
+    Raises ShardError for keys the source does not have; SourceError or HubError where the source
+    itself cannot be used.
+    """
+    known = {*source.training_shards(), source.validation_shard()}
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise ShardError(
+            f"source {source.name} has no shard {', '.join(unknown[:3])}"
+            f"{' …' if len(unknown) > 3 else ''}; its shards are {_extent(source)}"
+        )
+    pinned = source.pin(store, refresh=refresh)
+    job = _Ingestion(store, source.name, pinned, mode if source.has_hub else "copy", force)
+    landed: dict[str, ShardRecord] = {}
+    skipped: dict[str, ShardRecord] = {}
+    failed: dict[str, str] = {}
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest")
+    try:
+        futures: dict[Future[tuple[ShardRecord, bool]], str] = {
+            pool.submit(job.ingest, key): key for key in dict.fromkeys(keys)
+        }
+        for future in as_completed(futures):
+            key = futures[future]
+            try:
+                record, is_new = future.result()
+            except (ValueError, OSError, HubError, StoreError) as error:
+                failed[key] = str(error)
+                continue
+            if is_new:
+                landed[key] = record
+                on_landed(record)
+            else:
+                skipped[key] = record
+    finally:
+        pool.shutdown(cancel_futures=True)
+    order = {key: index for index, key in enumerate(keys)}
+    return IngestReport(
+        landed=tuple(landed[key] for key in sorted(landed, key=order.__getitem__)),
+        skipped=tuple(skipped[key] for key in sorted(skipped, key=order.__getitem__)),
+        failed={key: failed[key] for key in sorted(failed, key=order.__getitem__)},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ingestion:
+    """One call of `ingest_shards`: what all its shards have in common."""
+
+    store: ObjectStore
+    source: str
+    pinned: PinnedSource
+    mode: Mode
+    force: bool
+
+    def ingest(self, key: str) -> tuple[ShardRecord, bool]:
+        """The shard's record, and whether it is new."""
+        started = time.monotonic()
+        staged = staging_folder(self.store, f"shards/{self.source}") / f"{key}.parquet"
+        with alone(staged.with_name(f"{key}.lock")):  # two runs may want the same shard: one fetches it
+            record = read_record(self.store, self.source, key)
+            if record and not self.force and self._is_current(record):
+                return record, False
+            location = self.pinned.locate(key)
+            rows = empty = characters = None
+            if self.mode == "copy":
+                if self.force or not self._has(key, location):
+                    self._fetch(key, location, staged)
+                    rows, empty, characters = inspect_text(staged, f"shard {key} of {self.source}")
+                    self.store.put_file(shard_key(self.source, key), staged, move=True)
+                else:
+                    rows, empty, characters = inspect_text(
+                        shard_file(self.store, self.source, key), f"shard {key} of {self.source}"
+                    )
+            record = ShardRecord(
+                source=self.source,
+                shard=key,
+                mode=self.mode,
+                revision=self.pinned.revision,
+                url=location.url,
+                size_bytes=location.size_bytes,
+                sha256=location.sha256,
+                rows=rows,
+                empty=empty,
+                characters=characters,
+                seconds=round(time.monotonic() - started, 3),
+            )
+            self.store.put(shard_record_key(self.source, key), record.to_bytes())
+            return record, True
+
+    def _is_current(self, record: ShardRecord) -> bool:
+        if record.revision != self.pinned.revision:
+            return False
+        return _is_there(self.store, record, self.mode)
+
+    def _has(self, key: str, location: ShardLocation) -> bool:
+        """Whether the store holds the right bytes though their record is missing or of an older
+        revision: a run died between the two, or the new revision left this shard as it was."""
+        info = self.store.head(shard_key(self.source, key))
+        path = self.store.local_path(shard_key(self.source, key))
+        return bool(
+            info and path and info.size == location.size_bytes and digest_file(path) == location.sha256
+        )
+
+    def _fetch(self, key: str, location: ShardLocation, staged: Path) -> None:
+        for attempt in (1, 2):
+            self.pinned.fetch(key, staged)
+            size, found = staged.stat().st_size, digest_file(staged)
+            if (size, found) == (location.size_bytes, location.sha256):
+                return
+            staged.unlink()
+            if attempt == 2:
+                raise ShardError(
+                    f"shard {key} of {self.source} arrived damaged twice: expected sha256 {location.sha256} "
+                    f"({location.size_bytes} bytes), got {found} ({size} bytes) from {location.url}. "
+                    "Check the mirror (HF_ENDPOINT) or proxy in between, then run it again."
+                )
+
+
+def read_record(store: ObjectStore, source: str, key: str) -> ShardRecord | None:
+    """The shard's record, or None where there is none that can be read (it is then ingested anew)."""
+    try:
+        return ShardRecord.read(store, shard_record_key(source, key))
+    except (ObjectNotFound, DocumentError):
+        return None
+
+
+def verify_shard(store: ObjectStore, record: ShardRecord) -> str | None:
+    """What is wrong with the stored content of a shard, or None. Reads all of it.
+
+    A shard recorded by reference has no content here: nothing is wrong with it.
+    """
+    if record.mode == "reference":
+        return None
+    info = store.head(record.key)
+    if info is None:
+        return f"shard {record.shard} of {record.source} is recorded, but {record.key} is gone from the store"
+    with _readable(store, record.key) as path:
+        found = digest_file(path)
+    if (info.size, found) == (record.size_bytes, record.sha256):
+        return None
+    return (
+        f"shard {record.shard} of {record.source} is damaged in the store: recorded sha256 {record.sha256} "
+        f"({record.size_bytes} bytes), found {found} ({info.size} bytes). Ingest it again with force."
+    )
+
+
+def require_shards(
+    store: ObjectStore, source: Source, keys: Sequence[str], *, mode: Mode = "copy"
+) -> list[ShardRecord]:
+    """The records of `keys`, in order.
+
+    Raises ShardError naming what is missing and the command that gets it. mode: "copy" asks for the
+    bytes, "reference" is content with a record. Sizes are compared, content is not read.
+    """
+    records = {key: read_record(store, source.name, key) for key in keys}
+    missing = [key for key, record in records.items() if not record or not _is_there(store, record, mode)]
+    if missing:
+        raise ShardError(
+            f"{len(missing)} of {len(keys)} shards of {source.name} are missing: "
+            f"{describe_keys(missing, source)}. Get them: {command_for(missing, source)}"
+        )
+    return [record for record in records.values() if record]
+
+
+def command_for(keys: Sequence[str], source: Source) -> str:
+    """The command that ingests `keys`. A range may hold verified shards: they are skipped."""
+    order = {key: index for index, key in enumerate(source.training_shards())}
+    training = sorted((key for key in keys if key in order), key=order.__getitem__)
+    commands = []
+    if len(training) == 1:
+        commands.append(f"dg launch --job ingest_shards --partition {training[0]}")
+    elif training:
+        commands.append(f"dg launch --job ingest_shards --partition-range {training[0]}...{training[-1]}")
+    if source.validation_shard() in keys:
+        commands.append("dg launch --assets validation_files --partition <model>")
+    return " and ".join(f"`{command}`" for command in commands)
+
+
+def describe_keys(keys: Iterable[str], source: Source) -> str:
+    """Keys in the source's order, neighbours joined: ``shard_00000…shard_00007, shard_00011``."""
+    order = {key: index for index, key in enumerate((*source.training_shards(), source.validation_shard()))}
+    runs: list[list[str]] = []
+    for key in sorted(keys, key=order.__getitem__):
+        if runs and order[key] == order[runs[-1][-1]] + 1:
+            runs[-1].append(key)
+        else:
+            runs.append([key])
+    shown = [run[0] if len(run) == 1 else f"{run[0]}…{run[-1]}" for run in runs[:6]]
+    return ", ".join(shown) + (f" and {len(runs) - 6} more ranges" if len(runs) > 6 else "")
+
+
+def shard_path(store: ObjectStore, source: str, key: str) -> Path:
+    """Where a verified shard can be read. Raises ShardError where it is not here."""
+    record = read_record(store, source, key)
+    if record is None or not _is_there(store, record, "copy"):
+        held = "only recorded by reference" if record and record.mode == "reference" else "not in the store"
+        raise ShardError(
+            f"shard {key} of {source} is {held}. Get it: {command_for([key], get_source(source))}"
+        )
+    return shard_file(store, source, key)
+
+
+def shard_file(store: ObjectStore, source: str, key: str) -> Path:
+    path = store.local_path(shard_key(source, key))
+    if path is None:
+        raise ShardError(f"shard {key} of {source} lies in {store.url}, not on this machine: fetch it first")
+    return path
+
+
+def _is_there(store: ObjectStore, record: ShardRecord, mode: Mode) -> bool:
+    if mode == "reference" and record.mode == "reference":
+        return True
+    if record.mode == "reference":
+        return False
+    info = store.head(record.key)
+    return info is not None and info.size == record.size_bytes
+
+
+def _extent(source: Source) -> str:
+    training = source.training_shards()
+    return f"{training[0]}…{training[-1]} and {source.validation_shard()} for validation"
+
+
+@contextlib.contextmanager
+def _readable(store: ObjectStore, key: str) -> Iterator[Path]:
+    local = store.local_path(key)
+    if local is not None:
+        yield local
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield store.fetch(key, Path(folder, "object"))

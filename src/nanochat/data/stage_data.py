@@ -1,0 +1,171 @@
+"""The conversations and questions that midtraining and fine-tuning read, as files.
+
+`train.jsonl` is the shuffled mixture, `validation.jsonl` its held-out part; fine-tuning adds
+`mmlu.jsonl` and `arc_easy.jsonl` (questions that no training row repeats) and, where the recipe
+asks for it, `skills.jsonl`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nanochat.data.conversations import read_conversations
+from nanochat.data.heldout import held_out_questions, write_held_out
+from nanochat.data.hub_datasets import HubDatasets
+from nanochat.data.mixture import MixtureReport, check_mixture, write_mixture
+from nanochat.data.questions import write_questions
+from nanochat.data.shards import shard_path
+from nanochat.data.sources import get_source
+from nanochat.data.sources.offline import OfflineDocument, read_offline_documents
+from nanochat.data.tasks import TaskContext, TaskError, load_questions
+from nanochat.data.tasks.context import read_texts
+from nanochat.recipes import Midtrain, Recipe, Sft
+from nanochat.store import ObjectStore, project_root
+from nanochat.store.digests import digest_json
+from nanochat.store.receipts import FileRef
+
+TRAIN, VALIDATION, MMLU, ARC_EASY, SKILLS = (
+    "train.jsonl",
+    "validation.jsonl",
+    "mmlu.jsonl",
+    "arc_easy.jsonl",
+    "skills.jsonl",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageData:
+    """Files written, and what each ingredient of the two mixtures gave."""
+
+    files: tuple[Path, ...]
+    train: MixtureReport
+    validation: MixtureReport
+    questions: dict[str, int]
+
+
+class StoredHub:
+    """The hub's datasets as tasks see them: files that the store holds.
+
+    fetch: bring what is missing. Otherwise a dataset that is not here raises TaskError, so that
+    looking at a plan never reaches for the network.
+    """
+
+    def __init__(self, store: ObjectStore, *, fetch: bool) -> None:
+        self._store = store
+        self._datasets = HubDatasets(store)
+        self._fetch = fetch
+
+    def files(self, repo: str, config: str, split: str) -> list[Path]:
+        """Local paths of one split's parquet files. Raises TaskError, HubError."""
+        return [self._local(file) for file in self._references(repo, config, split)]
+
+    def digest(self, repo: str, config: str, split: str) -> str:
+        """Of the files' content."""
+        files = self._references(repo, config, split)
+        return digest_json({"repo": repo, "config": config, "split": split, "files": [f.sha256 for f in files]})
+
+    def _references(self, repo: str, config: str, split: str) -> tuple[FileRef, ...]:
+        if not self._fetch and not self._datasets.has(repo, config, split):
+            raise TaskError(
+                f"dataset {repo} ({config}/{split}) is not in the store; materializing midtraining_datasets or "
+                "sft_datasets fetches it"
+            )
+        return self._datasets.files(repo, config, split)
+
+    def _local(self, file: FileRef) -> Path:
+        path = self._store.local_path(file.key)
+        if path is not None:
+            return path
+        cached = Path(tempfile.gettempdir()) / "nanochat-datasets" / file.sha256
+        return cached if cached.exists() else self._store.fetch(file.key, cached)
+
+
+def task_context(
+    store: ObjectStore, recipe: Recipe, *, corpus_digest: str | None, fetch: bool = False
+) -> TaskContext:
+    """What the recipe's tasks may read: its own training shards, the hub, the identity file.
+
+    fetch: datasets of the hub that are not in the store yet are brought there when a task asks.
+    """
+    source = get_source(recipe.data.source)
+    shards = source.training_shards()[: recipe.data.shards]
+
+    def paths() -> list[Path]:
+        return [shard_path(store, source.name, shard) for shard in shards]
+
+    def documents() -> Iterator[OfflineDocument]:
+        return read_offline_documents(paths())
+
+    return TaskContext(
+        hub=StoredHub(store, fetch=fetch),
+        offline_documents=documents,
+        texts=lambda: read_texts(paths()),
+        corpus_digest=corpus_digest,
+        identity_path=identity_path(),
+    )
+
+
+def identity_path() -> Path:
+    """The identity conversations that the project ships."""
+    return project_root() / "data" / "identity_conversations.jsonl"
+
+
+def corpus_digest(shard_digests: dict[str, str]) -> str:
+    """One digest for the training text, from the digests of its shards."""
+    return digest_json(shard_digests)
+
+
+def write_stage_data(
+    recipe: Recipe,
+    section: Midtrain | Sft,
+    context: TaskContext,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> StageData:
+    """Write the stage's files into `folder`. Raises TaskError and ConversationError before training."""
+    check_mixture(section.mixture, context=context)
+    reports = {}
+    for name, split in ((TRAIN, "train"), (VALIDATION, "validation")):
+        reports[split] = write_mixture(
+            folder / name,
+            section.mixture,
+            split=split,  # type: ignore[arg-type]
+            seed=section.seed,
+            context=context,
+            progress=functools.partial(_say, progress, split),
+        )
+    files = [folder / TRAIN, folder / VALIDATION]
+    questions: dict[str, int] = {}
+    if isinstance(section, Sft):
+        for name, task in ((MMLU, section.mmlu_task), (ARC_EASY, section.arc_easy_task)):
+            chosen = load_questions(task, split="test", context=context, limit=section.eval_questions)
+            questions[name.removesuffix(".jsonl")] = write_questions(folder / name, chosen)
+            files.append(folder / name)
+        if section.skills:
+            questions["skills"] = write_held_out(folder / SKILLS, held_out_questions(context))
+            files.append(folder / SKILLS)
+    return StageData(
+        files=tuple(files),
+        train=reports["train"],
+        validation=reports["validation"],
+        questions=questions,
+    )
+
+
+def _say(progress: Callable[[str], None], split: str, task: str, rows: int) -> None:
+    if split == "train":
+        progress(f"{task}: {rows:,} conversations")
+
+
+def count_characters(path: Path) -> int:
+    """Characters of everything said in a file of conversations."""
+    total = 0
+    for conversation in read_conversations(path):
+        for message in conversation.messages:
+            content = message.content
+            total += len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
+    return total

@@ -1,0 +1,48 @@
+"""The user's own conversations: ``jsonl:<path>`` in a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from nanochat.data.conversations import Conversation, read_conversations, require_valid
+from nanochat.data.tasks.context import TaskContext
+from nanochat.data.tasks.splits import Split
+from nanochat.data.tasks.task import Task, choose_rows
+from nanochat.store.digests import digest_file
+
+PREFIX = "jsonl:"
+
+
+def custom_path(name: str) -> Path:
+    """The file that ``jsonl:<path>`` names; a relative path is relative to the working directory."""
+    return Path(name.removeprefix(PREFIX)).expanduser()
+
+
+def custom_task(name: str) -> Task:
+    """The task for one file. All its conversations are for training; it has no other split."""
+    path = custom_path(name)
+    return Task(
+        name=name,
+        version=1,
+        generate=partial(_generate, name, path),
+        inputs=partial(_inputs, path),
+        finite=True,
+    )
+
+
+def _generate(
+    name: str, path: Path, context: TaskContext, split: Split, rows: int | None, seed: int
+) -> Iterator[Conversation]:
+    if split != "train":
+        return
+    require_valid(path)
+    conversations = list(read_conversations(path))
+    for index in choose_rows(name, split, seed, len(conversations), rows):
+        yield conversations[index]
+
+
+def _inputs(path: Path, context: TaskContext) -> dict[str, str]:
+    require_valid(path)
+    return {"file": digest_file(path)}

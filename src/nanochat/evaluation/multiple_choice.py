@@ -1,0 +1,92 @@
+"""Multiple choice: which of the letters does the model find the likeliest next token?
+
+The question is put as a chat turn and the letters' logits are compared at the place where the
+answer begins (nanochat's way with MMLU and ARC, October 2025). Nothing is sampled, so an answer
+cannot be malformed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nanochat.data.questions import Question, to_prompt
+from nanochat.evaluation.intervals import wilson
+from nanochat.model.gpt import GPT
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Right answers of all, with Wilson's 95 % interval and what guessing would reach.
+
+    skipped: questions longer than the model's context; they are not in `total`.
+    """
+
+    correct: int
+    total: int
+    chance: float
+    skipped: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total if self.total else 0.0
+
+    @property
+    def low(self) -> float:
+        return wilson(self.correct, self.total).low
+
+    @property
+    def high(self) -> float:
+        return wilson(self.correct, self.total).high
+
+
+def multiple_choice(
+    model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], *, batch: int = 32
+) -> Accuracy:
+    """Ask every question that fits the context. Raises ValueError for a letter of several tokens."""
+    answers = choose(model, tokenizer, questions, batch=batch)
+    asked = [(question, answer) for question, answer in zip(questions, answers, strict=True) if answer]
+    return Accuracy(
+        correct=sum(question.answer == answer for question, answer in asked),
+        total=len(asked),
+        chance=sum(question.chance for question, _ in asked) / len(asked) if asked else 0.0,
+        skipped=len(questions) - len(asked),
+    )
+
+
+@torch.no_grad()
+def choose(
+    model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], *, batch: int = 32
+) -> list[str | None]:
+    """The model's letter for each question; None where the question is longer than the context."""
+    prompts = [tokenizer.render_prompt(to_prompt(question)) for question in questions]
+    letters = [[_letter_id(tokenizer, letter) for letter in question.letters] for question in questions]
+    answers: list[str | None] = [None] * len(questions)
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= model.config.context]
+    # Prompts of like length share a batch, padded on the right: a later token changes no earlier one.
+    fitting.sort(key=lambda index: len(prompts[index]))
+    for start in range(0, len(fitting), batch):
+        chosen = fitting[start : start + batch]
+        longest = len(prompts[chosen[-1]])
+        ids_BT = torch.tensor([[*prompts[i], *[0] * (longest - len(prompts[i]))] for i in chosen])
+        lengths_B = torch.tensor([len(prompts[i]) for i in chosen])
+        logits_B1V = model(
+            ids_BT.to(model.device), last_only=True, lengths_B=lengths_B.to(model.device)
+        ).cpu()
+        for row, index in enumerate(chosen):
+            best = int(logits_B1V[row, 0, letters[index]].argmax())
+            answers[index] = questions[index].letters[best]
+    return answers
+
+
+def _letter_id(tokenizer: Tokenizer, letter: str) -> int:
+    ids = tokenizer.encode(letter)
+    if len(ids) != 1:
+        raise ValueError(
+            f"the letter {letter!r} is {len(ids)} tokens of this tokenizer; multiple choice needs letters "
+            "that are one"
+        )
+    return ids[0]

@@ -1,0 +1,28 @@
+"""Tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_TABLE_ROWS = 50
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table, every value short."""
+    if not rows:
+        return "(none)"
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows[:MAX_TABLE_ROWS]:
+        lines.append("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+    if len(rows) > MAX_TABLE_ROWS:
+        lines.append(f"\n… {len(rows) - MAX_TABLE_ROWS} more rows")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "" if value is None else str(value)
+    return text.replace("|", "\\|").replace("\n", " ⏎ ")

@@ -1,0 +1,1 @@
+"""Inference: batched generation with a KV cache, sampling, the calculator, and a chat."""

@@ -1,0 +1,1 @@
+"""The model: architecture, attention, KV cache and loss."""

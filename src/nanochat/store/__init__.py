@@ -1,0 +1,48 @@
+"""The store: objects, documents, receipts, fingerprints, leases."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from nanochat.store.files import FileStore
+from nanochat.store.objects import ObjectInfo, ObjectNotFound, ObjectStore, PreconditionFailed, StoreError
+
+STORE_ENV = "NANOCHAT_STORE"
+
+__all__ = [
+    "STORE_ENV",
+    "FileStore",
+    "ObjectInfo",
+    "ObjectNotFound",
+    "ObjectStore",
+    "PreconditionFailed",
+    "StoreError",
+    "open_store",
+    "project_root",
+]
+
+
+def project_root() -> Path:
+    """The folder of the checkout: where `pyproject.toml` and `data/` are.
+
+    The package is installed from a checkout (editable); elsewhere it is the working folder.
+    """
+    checkout = Path(__file__).resolve().parents[3]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def open_store(url: str | None = None) -> ObjectStore:
+    """The store at `url` (``file:///…`` or a path), else ``NANOCHAT_STORE``, else ``data/store``.
+
+    Raises ValueError for a kind of store that this version does not have.
+    """
+    location = url or os.environ.get(STORE_ENV) or str(project_root() / "data" / "store")
+    parsed = urlparse(location)
+    if parsed.scheme in ("", "file"):
+        return FileStore(Path(unquote(parsed.path) if parsed.scheme else location))
+    raise ValueError(
+        f"NANOCHAT_STORE={location!r}: this version keeps its store in a folder; "
+        f"give a path or file:///… ({parsed.scheme}:// is not supported yet)"
+    )

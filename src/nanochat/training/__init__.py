@@ -1,0 +1,1 @@
+"""Training: one Trainer; the stages differ in data, loss and schedule."""

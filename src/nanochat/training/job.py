@@ -1,0 +1,71 @@
+"""A training job: everything a machine needs to know to run one attempt of one stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+
+from nanochat.recipes import Recipe
+from nanochat.store.documents import Document
+from nanochat.store.receipts import FileRef, InputRef
+
+TrainingStage = Literal["base", "midtrain", "sft"]
+
+
+class JobHardware(BaseModel):
+    """How to run; none of it changes what is trained. `auto` is decided on the machine and reported."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    processes: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    device_batch_rows: int = Field(default=16, ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+
+
+class TrainingJob(Document):
+    """Stored as `attempts/<token>/job.json`; read by the supervisor and by every rank."""
+
+    schema_name: ClassVar[str] = "nanochat.job"
+
+    stage: TrainingStage
+    stage_version: int
+    fingerprint: str
+    token: str
+    model: str
+    recipe: Recipe
+    store_url: str
+    prefix: str
+    inputs: tuple[InputRef, ...] = ()
+    data: dict[str, str] = {}
+    shards: tuple[FileRef, ...] = ()
+    validation: FileRef | None = None
+    tokenizer: FileRef
+    init_checkpoint: tuple[FileRef, ...] = ()
+    conversations: dict[str, FileRef] = {}
+    hardware: JobHardware = JobHardware()
+    deadline_s: float = Field(default=86_400.0, gt=0)
+    watch_grace_s: float | None = Field(default=120.0, gt=0)
+    code_revision: str | None = None
+    sources_sha256: str | None = None
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _parse_recipe(cls, value: Any) -> Any:
+        return Recipe.from_json(value) if isinstance(value, dict) else value
+
+    @field_serializer("recipe")
+    def _dump_recipe(self, recipe: Recipe) -> dict[str, Any]:
+        return recipe.to_json()
+
+    @property
+    def attempt_prefix(self) -> str:
+        return f"{self.prefix}/attempts/{self.token}"
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainingJob:
+        """Raises DocumentError naming the file."""
+        return cls.from_bytes(Path(path).read_bytes(), str(path))

@@ -1,0 +1,362 @@
+"""One attempt of one training stage in one process: what `scripts/train_*_remote.py` run under torchrun.
+
+Everything that can be wrong with a job is found before the first step: inputs are verified against
+their digests, the checkpoint to start from against the architecture and the tokenizer. A checkpoint
+of the same training is resumed, and what was passed over is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.data.conversations import ConversationError
+from nanochat.data.parquet import TextFileError
+from nanochat.data.questions import QuestionError
+from nanochat.events import EventWriter
+from nanochat.failures import Failure
+from nanochat.model.gpt import GPT
+from nanochat.optim.groups import Optimizers
+from nanochat.store import ObjectStore, open_store
+from nanochat.store.documents import DocumentError
+from nanochat.store.receipts import Receipt
+from nanochat.tokenizer import Tokenizer
+from nanochat.training import checkpoint as ckpt
+from nanochat.training.distributed import World, join_world
+from nanochat.training.inputs import Inputs, gather_inputs
+from nanochat.training.job import TrainingJob
+from nanochat.training.progress import Progress
+from nanochat.training.runtime import Runtime, choose_device, choose_runtime
+from nanochat.training.stages import STAGES, Stage, StageContext
+from nanochat.training.stages.stage import Findings, evaluating
+from nanochat.training.trainer import EventSink, Trainer, TrainingStopped
+
+# What a person can mend by other input; everything else is our code's fault.
+_BAD_REQUESTS = (ckpt.CheckpointError, ConversationError, QuestionError, TextFileError, DocumentError)
+RESULT = "result.json"
+ERROR = "error.json"
+
+
+class NoEvents:
+    """The sink of ranks whose events nobody reads."""
+
+    def emit(self, type: str, **fields: Any) -> None:
+        """Forget it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line of a training script and run its job."""
+    parser = argparse.ArgumentParser(description="One rank of a training job (run by torchrun).")
+    parser.add_argument("--job", type=Path, required=True, help="job.json")
+    parser.add_argument("--events", type=Path, required=True, help="file that events are appended to")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder; result.json goes here")
+    options = parser.parse_args(arguments)
+    run_job(TrainingJob.load(options.job), options.events, options.work)
+
+
+def run_job(job: TrainingJob, events_path: Path, work: Path) -> None:
+    """Train the job's stage to its end and write `result.json` into `work`.
+
+    What fails is described in `error.json` by the first rank that failed, and raised.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        device = choose_device(job.hardware)
+        with join_world(device) as world:
+            events: EventSink = EventWriter(events_path) if world.is_main else NoEvents()
+            _Run(job, events, work, world, device).run()
+    except BaseException as error:
+        _describe_failure(work, error)
+        raise
+
+
+class _Run:
+    """The parts of a run, put together in order."""
+
+    def __init__(
+        self, job: TrainingJob, events: EventSink, work: Path, world: World, device: torch.device
+    ) -> None:
+        self.job, self.events, self.work, self.world, self.device = job, events, work, world, device
+        self.store: ObjectStore = open_store(job.store_url)
+        self.warnings: list[str] = []
+
+    def run(self) -> None:
+        self.events.emit("phase", name="prepare")
+        inputs = self._inputs()
+        tokenizer = Tokenizer.load(inputs.tokenizer)
+        stage = STAGES[self.job.stage](
+            StageContext(job=self.job, inputs=inputs, tokenizer=tokenizer, world=self.world)
+        )
+        stage.prepare()
+        card = ckpt.ModelCard(
+            model=self.job.recipe.model,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_sha256=self.job.tokenizer.sha256,
+        )
+        model = self._initial_model(card, inputs, stage.section.seed)
+        flops = stage.steps * stage.batch_tokens * model.flops_per_token() / self.world.size
+        runtime = choose_runtime(self.job.hardware, self.device, flops, stage.fixed_shapes)
+        for note in runtime.notes:
+            self._log(note)
+        runtime.prepare(model)
+        optimizers = Optimizers(
+            model, stage.section.optimizer, stage.section.schedule, stage.steps, runtime.newton_schulz_dtype
+        )
+        resumed = self._resume(card, stage, model, optimizers)
+        self._train(stage, card, model, optimizers, runtime, resumed)
+
+    # ----------------------------------------------------------------------------------------------
+    # Before training
+
+    def _inputs(self) -> Inputs:
+        if self.world.is_local_main:
+            gather_inputs(self.job, self.store, self.work, fetch=True)
+        self.world.barrier()
+        return gather_inputs(self.job, self.store, self.work, fetch=False)
+
+    def _initial_model(self, card: ckpt.ModelCard, inputs: Inputs, seed: int) -> GPT:
+        torch.manual_seed(seed)
+        if inputs.init_checkpoint is not None:
+            return ckpt.load_model(inputs.init_checkpoint, expected=card)
+        model = GPT(card.model, card.vocab_size)
+        model.init_weights(seed)
+        return model
+
+    def _resume(
+        self, card: ckpt.ModelCard, stage: Stage, model: GPT, optimizers: Optimizers
+    ) -> tuple[ckpt.Checkpoint, ckpt.TrainingState] | None:
+        found: ckpt.Checkpoint | None = None
+        if self.world.is_main:
+            receipts = self._receipt_tokens()
+            found, passed_over = ckpt.find_newest(
+                self.store, self.job.prefix, self.work, lambda state: self._unusable(state, stage, receipts)
+            )
+            for sentence in passed_over:
+                self._log(f"passed over: {sentence}", "warning")
+        step = self.world.agree(str(found.step) if found else None)
+        if step is None:
+            return None
+        if self.world.is_local_main and not self.world.is_main:
+            found = ckpt.fetch_checkpoint(self.store, self.job.prefix, int(step), self.work)
+        self.world.barrier()
+        folder = ckpt.local_folder(self.work, int(step))
+        ckpt.check_card(ckpt.load_card(folder), card, str(folder))
+        ckpt.load_weights(model, ckpt.load_tensors(folder / ckpt.MODEL_WEIGHTS), str(folder))
+        try:
+            optimizers.load_state_tensors(ckpt.load_tensors(folder / ckpt.OPTIMIZER))
+        except ValueError as error:
+            raise ckpt.CheckpointError(f"{folder / ckpt.OPTIMIZER}: {error}") from error
+        ckpt.set_random_state(ckpt.load_tensors(folder / ckpt.RANDOM))
+        state = ckpt.load_state(folder)
+        self._log(f"resuming from step {step} of {stage.steps}")
+        self._say_what_differs(state)
+        return (found or ckpt.Checkpoint(step=int(step), prefix="", files=())), state
+
+    def _receipt_tokens(self) -> set[str]:
+        """Tokens of the attempts that finished this stage before (and are now to be replaced)."""
+        keys = (info.key for info in self.store.list(f"{self.job.prefix}/receipts/"))
+        return {Receipt.read(self.store, key).token for key in keys}
+
+    def _unusable(self, state: ckpt.TrainingState, stage: Stage, finished: set[str]) -> str | None:
+        if (state.stage, state.fingerprint) != (self.job.stage, self.job.fingerprint):
+            return f"is of {state.stage} {state.fingerprint[:12]}"
+        if state.steps != stage.steps:
+            return f"is of a training of {state.steps} steps, not {stage.steps}"
+        if state.inputs != self._input_digests():
+            return "was trained on inputs that have been rebuilt since"
+        if finished & set(state.attempts):
+            return "belongs to a finished training, which is being rebuilt"
+        return None
+
+    def _input_digests(self) -> dict[str, str]:
+        return {used.stage: used.receipt_sha256 for used in self.job.inputs}
+
+    def _say_what_differs(self, state: ckpt.TrainingState) -> None:
+        threads = self.job.hardware.threads
+        now = {"world_size": self.world.size, "threads": threads, "device": self.device.type}
+        differs = [
+            f"{name} was {getattr(state, name)}, is {value}"
+            for name, value in now.items()
+            if getattr(state, name) != value
+        ]
+        if differs:
+            self._log(
+                f"resumed on other hardware ({'; '.join(differs)}): same data order, rounding differs",
+                "warning",
+            )
+
+    # ----------------------------------------------------------------------------------------------
+    # Training and after
+
+    def _train(
+        self,
+        stage: Stage,
+        card: ckpt.ModelCard,
+        model: GPT,
+        optimizers: Optimizers,
+        runtime: Runtime,
+        resumed: tuple[ckpt.Checkpoint, ckpt.TrainingState] | None,
+    ) -> None:
+        progress = resumed[1].progress if resumed else Progress()
+        attempts = (*(resumed[1].attempts if resumed else ()), self.job.token)
+        writer = ckpt.CheckpointWriter(
+            self.store, self.job.prefix, self.work / "checkpoints", resumed=resumed[0] if resumed else None
+        )
+
+        def save(progress: Progress) -> None:
+            if self.world.is_main:
+                state = ckpt.TrainingState(
+                    stage=self.job.stage,
+                    fingerprint=self.job.fingerprint,
+                    inputs=self._input_digests(),
+                    attempts=attempts,
+                    steps=stage.steps,
+                    progress=progress.model_copy(deep=True),
+                    world_size=self.world.size,
+                    threads=self.job.hardware.threads,
+                    device=self.device.type,
+                    dtype=str(runtime.dtype).removeprefix("torch."),
+                    compiled=runtime.compile,
+                )
+                snapshot = ckpt.Snapshot(
+                    card=card,
+                    state=state,
+                    weights=ckpt.copy_to_cpu(dict(model.named_parameters())),
+                    optimizer=ckpt.copy_to_cpu(optimizers.state_tensors()),
+                    random=ckpt.random_state(),
+                )
+                writer.save(snapshot, self._committed)
+
+        def evaluate(step: int) -> dict[str, float]:
+            with evaluating(model):
+                return stage.evaluate(model)
+
+        loader = stage.make_loader(progress.loader or None)
+        trainer = Trainer(
+            model=model,
+            optimizers=optimizers,
+            loader=loader,
+            steps=stage.steps,
+            runtime=runtime,
+            world=self.world,
+            events=self.events,
+            save=save,
+            evaluate=evaluate,
+            checkpoint_every=stage.section.checkpoint_every,
+            eval_every=stage.section.eval_every,
+            progress=progress,
+        )
+        self.events.emit("phase", name="compile" if runtime.compile else "train")
+        try:
+            trainer.run()
+        finally:
+            loader.close()
+            writer.wait()
+        if progress.skipped_batches:
+            self._warn(f"{progress.skipped_batches} batches had no target token in the loss and were skipped")
+        findings = self._evaluate(stage, model, progress)
+        if self.world.is_main:
+            self._finish(stage, model, runtime, progress, findings, writer)
+        self.world.barrier()
+
+    def _evaluate(self, stage: Stage, model: GPT, progress: Progress) -> Findings:
+        self.events.emit("phase", name="evaluate")
+        with evaluating(model):
+            metrics = stage.evaluate(model)
+        self.events.emit("eval", step=progress.step, metrics=metrics)
+        progress.evaluations.append({"step": progress.step, **metrics})
+        return Findings(metrics=dict(metrics))
+
+    def _finish(
+        self,
+        stage: Stage,
+        model: GPT,
+        runtime: Runtime,
+        progress: Progress,
+        findings: Findings,
+        writer: ckpt.CheckpointWriter,
+    ) -> None:
+        with evaluating(model):
+            stage.finish(model, findings)
+        for sample in findings.samples:
+            self.events.emit("sample", **sample)
+        last = [row["loss"] for row in progress.curve[-10:]]
+        findings.metrics |= {
+            "train_loss": sum(last) / len(last),
+            "steps": float(progress.step),
+            "tokens": float(progress.tokens),
+            "training_seconds": round(progress.seconds, 2),
+            "tokens_per_s": round(progress.tokens / progress.seconds, 1),
+            "parameters": float(model.num_parameters()),
+            "flops": float(progress.tokens) * model.flops_per_token(),
+            "epochs": round(stage.epochs(progress.loader), 3),
+            "skipped_batches": float(progress.skipped_batches),
+        }
+        findings.tables["evaluations"] = list(progress.evaluations)
+        findings.tables["loss_curve"] = list(progress.curve)
+        checkpoint = writer.keep_last()
+        result = {
+            "checkpoint": {
+                "step": checkpoint.step,
+                "files": [file.model_dump(mode="json") for file in checkpoint.files],
+            },
+            "metrics": findings.metrics,
+            "tables": findings.tables,
+            "samples": findings.samples,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 2),
+            "warnings": self.warnings,
+            "hardware": {
+                "device": self.device.type,
+                "dtype": str(runtime.dtype).removeprefix("torch."),
+                "compiled": int(runtime.compile),
+                "processes": self.world.size,
+                "threads": self.job.hardware.threads,
+                "torch": torch.__version__,
+            },
+        }
+        write_atomically(self.work / RESULT, result)
+
+    def _committed(self, checkpoint: ckpt.Checkpoint) -> None:
+        self.events.emit("checkpoint", step=checkpoint.step, key=checkpoint.prefix)
+
+    def _log(self, message: str, level: str = "info") -> None:
+        self.events.emit("log", level=level, message=message)
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self._log(message, "warning")
+
+
+def write_atomically(path: Path, document: dict[str, Any]) -> None:
+    """JSON, all or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _describe_failure(work: Path, error: BaseException) -> None:
+    """`error.json` by the first rank that fails; what the others raise follows from it."""
+    if isinstance(error, TrainingStopped):
+        failure = Failure.CANCELLED
+    elif isinstance(error, _BAD_REQUESTS):
+        failure = Failure.BAD_REQUEST
+    else:
+        failure = Failure.FAILED
+    document = {
+        "failure": failure.value,
+        "message": f"{type(error).__name__}: {error}" if failure is Failure.FAILED else str(error),
+        "traceback": "" if failure is Failure.CANCELLED else "".join(traceback.format_exception(error)),
+    }
+    try:
+        with (work / ERROR).open("x", encoding="utf-8") as file:
+            json.dump(document, file, ensure_ascii=False)
+    except FileExistsError:
+        return

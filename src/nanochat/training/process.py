@@ -1,0 +1,29 @@
+"""What a training process must set before torch is loaded. Imports nothing heavy, on purpose."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# glibc's mallopt parameters (malloc.h) and what they are set to.
+_MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def tune_process() -> None:
+    """Call first thing in a training process.
+
+    malloc: glibc gives every large tensor fresh pages and takes them back when it is freed, so each
+    step faults them in again. Keeping them made CPU training 1.6 times as fast (width 128, two
+    cores); the process stays as large as it ever was.
+
+    GOMP_SPINCOUNT: OpenMP threads wait for each other by spinning. Endless spinning (the default)
+    collapses beside another busy process, to a tenth of the speed; none at all costs a third of
+    the speed on a free machine. Set by the caller's environment, it is left alone.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            for parameter, value in _MALLOPT.items():
+                libc.mallopt(parameter, value)

@@ -1,0 +1,192 @@
+"""The one training loop. A stage supplies data, rates and evaluation; none copies the loop.
+
+The loss of a step is the mean over the global batch's target tokens: they are counted over all ranks
+and accumulation steps before the first backward pass, every piece's sum is divided by that count,
+and gradients are summed over ranks. So masks and padding weigh the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from nanochat.model.gpt import GPT
+from nanochat.optim.groups import Optimizers
+from nanochat.training.batches import Batch, Loader
+from nanochat.training.distributed import World
+from nanochat.training.progress import Progress
+from nanochat.training.runtime import Runtime
+
+# Losses kept in the checkpoint and the result; the event stream has every one.
+CURVE_POINTS = 200
+# Weight of the newest step in the running mean of the step's time.
+_SMOOTHING = 0.1
+
+
+class EventSink(Protocol):
+    """Where events go (`nanochat.events.EventWriter` in a job; nothing on other ranks)."""
+
+    def emit(self, type: str, **fields: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimisation step. `loss`: nats per target token, before the step's update."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    targets: int
+    seconds: float
+
+
+class TrainingStopped(Exception):
+    """Training was asked to end (SIGTERM) and did, after a checkpoint."""
+
+
+class Trainer:
+    """Trains `model` for `steps` steps, counted from `progress.step`.
+
+    save: called with the step just done, commits a checkpoint. evaluate: called with the step just
+    done, returns metrics by name. Both run on every rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: GPT,
+        optimizers: Optimizers,
+        loader: Loader,
+        steps: int,
+        runtime: Runtime,
+        world: World,
+        events: EventSink,
+        save: Callable[[Progress], None],
+        evaluate: Callable[[int], dict[str, float]],
+        checkpoint_every: int,
+        eval_every: int,
+        progress: Progress,
+    ) -> None:
+        self.model, self.optimizers, self.loader, self.steps = model, optimizers, loader, steps
+        self.runtime, self.world, self.events = runtime, world, events
+        self.save, self.evaluate = save, evaluate
+        self.checkpoint_every, self.eval_every = checkpoint_every, eval_every
+        self.progress = progress
+        self.records: list[StepRecord] = []
+        self._step_seconds: float | None = None
+        self._stop_requested = False
+
+    def run(self) -> None:
+        """Train to the end. Raises TrainingStopped after a SIGTERM, when a checkpoint is made."""
+        with self._sigterm_asks_to_stop():
+            while self.progress.step < self.steps:
+                started = time.perf_counter()
+                batch = self.loader.next_batch()
+                targets, tokens, stop = self._agree_on(batch)
+                self.progress.loader = batch.state
+                if targets == 0:
+                    self.progress.skipped_batches += 1
+                else:
+                    self._step(batch, targets, tokens, started)
+                self._after_step(stepped=targets > 0, stop=stop)
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _agree_on(self, batch: Batch) -> tuple[float, int, bool]:
+        """Targets and tokens of the global batch, and whether any rank was asked to stop."""
+        sums = torch.tensor([batch.targets(), batch.tokens, self._stop_requested], dtype=torch.float64)
+        if self.world.size > 1:
+            sums = self.world.sum_(sums.to(self.runtime.device)).cpu()
+        targets, tokens, stops = sums.tolist()
+        return targets, int(tokens), stops > 0
+
+    def _step(self, batch: Batch, targets: float, tokens: int, started: float) -> None:
+        step = self.progress.step
+        self.model.train()
+        self.optimizers.zero_grad()
+        loss = torch.zeros((), device=self.runtime.device)
+        for part in batch.parts:
+            piece = part.to(self.runtime.device)
+            mean = self.model.loss_sum(piece.ids_BT, piece.targets_BT, piece.weights_BT / targets)
+            mean.backward()
+            loss += mean.detach()
+        self.world.sum_(self.optimizers.gradients)
+        self.world.sum_(loss)
+        grad_norm = self.optimizers.step(step)
+        self.runtime.synchronize()
+        seconds = time.perf_counter() - started
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        self.progress.seconds += seconds
+        self._record(
+            StepRecord(
+                step=self.progress.step,
+                loss=float(loss),
+                lr=self.optimizers.lr_multiplier(step),
+                grad_norm=grad_norm,
+                tokens=tokens,
+                targets=round(targets),
+                seconds=seconds,
+            )
+        )
+
+    def _record(self, record: StepRecord) -> None:
+        self.records.append(record)
+        if len(self.records) == 1 and self.runtime.compile:
+            self.events.emit("phase", name="train")
+        if len(self.records) == 2:  # the first step also compiles and warms up
+            self._step_seconds = record.seconds
+        previous = record.seconds if self._step_seconds is None else self._step_seconds
+        self._step_seconds = (1 - _SMOOTHING) * previous + _SMOOTHING * record.seconds
+        tokens_per_s = record.tokens / record.seconds
+        if record.step % max(1, self.steps // CURVE_POINTS) == 0 or record.step == self.steps:
+            self.progress.curve.append({"step": record.step, "loss": round(record.loss, 6)})
+        fields: dict[str, Any] = {
+            "step": record.step,
+            "steps": self.steps,
+            "loss": round(record.loss, 6),
+            "lr": round(record.lr, 6),
+            "grad_norm": round(record.grad_norm, 6),
+            "tokens_per_s": round(tokens_per_s),
+            "eta_s": round((self.steps - record.step) * self._step_seconds, 1),
+            "memory_bytes": self.runtime.memory_bytes(),
+            "tokens": self.progress.tokens,
+        }
+        peak = self.runtime.peak_flops()
+        if peak:
+            flops_per_s = tokens_per_s * self.model.flops_per_token()
+            fields["mfu"] = round(flops_per_s / (peak * self.world.size), 4)
+        self.events.emit("step", **fields)
+
+    def _after_step(self, *, stepped: bool, stop: bool) -> None:
+        step = self.progress.step
+        done = step == self.steps
+        # Saved before it is evaluated: an evaluation that fails must not cost the training.
+        if stop or (stepped and (done or step % self.checkpoint_every == 0)):
+            self.save(self.progress)
+        if stop and not done:
+            raise TrainingStopped(f"asked to stop; a checkpoint of step {step} of {self.steps} is kept")
+        if stepped and not done and step % self.eval_every == 0:
+            metrics = self.evaluate(step)
+            self.progress.evaluations.append({"step": step, **metrics})
+            self.events.emit("eval", step=step, metrics=metrics)
+
+    @contextmanager
+    def _sigterm_asks_to_stop(self) -> Iterator[None]:
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._stop_requested = True
+
+        previous = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)

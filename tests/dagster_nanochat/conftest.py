@@ -1,0 +1,112 @@
+"""A tiny model that goes through the whole graph in seconds, on text of the standard library."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TINY_RECIPE = '''
+import dataclasses
+from nanochat.recipes import (
+    Base, Data, Evaluation, Hardware, Ingredient, Midtrain, Model, Optimizer, Recipe, Schedule, Sft, Tokenizer,
+    gpt4_pattern,
+)
+
+def _mixture(rows):
+    return tuple(
+        Ingredient(task=task, rows=rows)
+        for task in ("identity_small", "simple_spelling_small", "arithmetic", "offline_mmlu")
+    )
+
+TINY = Recipe(
+    name="tiny",
+    description="2 layers, 32 wide: goes through the whole graph in seconds",
+    data=Data(source="tinytext", shards=2),
+    tokenizer=Tokenizer(vocab_size=400, shards=2, pattern=gpt4_pattern(r"\\\\p{N}")),
+    model=Model(depth=2, width=32, heads=2, kv_heads=2, context=64),
+    base=Base(
+        steps=12, batch_tokens=4 * 64, eval_every=6, eval_tokens=2048, checkpoint_every=6,
+        sample_prompts=("The",), ngram_baselines=True,
+    ),
+    midtrain=Midtrain(mixture=_mixture(40), batch_tokens=4 * 64, steps=6, eval_every=3, checkpoint_every=3),
+    sft=Sft(
+        mixture=_mixture(20), batch_rows=4, max_tokens=64, steps=4, eval_every=2, checkpoint_every=2,
+        mmlu_task="offline_mmlu", arc_easy_task="offline_arc_easy", eval_questions=20,
+    ),
+    hardware=Hardware(device_batch_rows=4, min_gpu_memory_gib=1),
+)
+TWIN = dataclasses.replace(TINY, name="twin", midtrain=None, sft=None)
+RECIPES = [TINY, TWIN]
+'''
+
+FOLDER = Path(tempfile.mkdtemp(prefix="nanochat-tests-"))
+TEXT = FOLDER / "text"
+ENVIRONMENT = {
+    "NANOCHAT_RECIPES": str(FOLDER / "recipes.py"),
+    "NANOCHAT_SOURCES": f"folder:tinytext={TEXT}",
+    "NANOCHAT_THREADS": "1",
+}
+
+
+def write_text(folder: Path) -> None:
+    """Three shards in the layout of the offline source, from the help topics of Python itself."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pydoc_data.topics import topics
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (name, text) in enumerate(sorted(topics.items())):
+        for part, paragraph in enumerate(text.split("\n\n")):
+            sentence = " ".join(paragraph.split())
+            if len(sentence) > 60:
+                rows.append(
+                    {
+                        "text": sentence,
+                        "source": "topics",
+                        "module": f"topics.m{number}",
+                        "name": name,
+                        "kind": "docstring",
+                        "part": part,
+                    }
+                )
+    third = len(rows) // 3
+    for shard in range(3):
+        table = pa.Table.from_pylist(rows[shard * third : (shard + 1) * third])
+        pq.write_table(table, folder / f"part_{shard}.parquet", row_group_size=64)
+
+
+# The partitions are made when the package is imported: the recipe and its source must be known then.
+(FOLDER / "recipes.py").write_text(TINY_RECIPE.replace("\\\\\\\\", "\\"), encoding="utf-8")
+write_text(TEXT)
+_before = {name: os.environ.get(name) for name in ENVIRONMENT}
+os.environ.update(ENVIRONMENT)
+try:
+    import dagster_nanochat.partitions  # noqa: F401
+finally:
+    for _name, _value in _before.items():
+        if _value is None:
+            os.environ.pop(_name)
+        else:
+            os.environ[_name] = _value
+
+
+@pytest.fixture(autouse=True)
+def tiny_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here knows the tiny recipe and its source."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def module_environment() -> Iterator[pytest.MonkeyPatch]:
+    """The same for fixtures of a module's scope."""
+    patch = pytest.MonkeyPatch()
+    for name, value in ENVIRONMENT.items():
+        patch.setenv(name, value)
+    yield patch
+    patch.undo()

@@ -1,0 +1,335 @@
+"""Whole jobs, small: the three stages one after the other, interrupted, on several processes, with bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nanochat.data.conversations import exchange, write_conversations
+from nanochat.store.receipts import FileRef, Receipt, write_receipt
+from nanochat.training import checkpoint as ckpt
+from nanochat.training.checkpoint import CheckpointError
+from nanochat.training.trainer import Trainer, TrainingStopped
+
+if TYPE_CHECKING:
+    from conftest import Workshop
+
+PutBase = Callable[["Workshop"], tuple[FileRef, ...]]
+
+
+def test_the_three_stages_train_one_after_the_other(workshop: Workshop) -> None:
+    base = workshop.run(workshop.job("base"))
+    assert list(base.losses) == list(range(1, 13))
+    assert base.losses[1] == pytest.approx(math.log(workshop.tokenizer.vocab_size), rel=1e-3)
+    assert base.losses[12] < base.losses[1] - 0.5
+    assert base.result["metrics"]["val_bpb"] > 0
+    assert base.result["samples"][0]["prompt"] == "the model"
+    assert {event["step"] for event in base.events if event["type"] == "eval"} == {4, 8, 12}
+    assert {event["step"] for event in base.events if event["type"] == "checkpoint"} == {5, 10, 12}
+    step = next(event for event in base.events if event["type"] == "step")
+    assert {"loss", "lr", "tokens_per_s", "eta_s", "grad_norm", "memory_bytes", "tokens", "steps"} <= set(step)
+
+    mid = workshop.run(workshop.job("midtrain", init=workshop.files_of(base)))
+    assert mid.losses[12] < mid.losses[1]
+    assert mid.result["metrics"]["clipped_conversations"] > 0
+
+    sft = workshop.run(workshop.job("sft", init=workshop.files_of(mid)))
+    metrics = sft.result["metrics"]
+    assert metrics["mmlu_questions"] + metrics["mmlu_skipped"] == 6
+    assert sft.result["checkpoint"]["step"] == 12
+    assert [row["step"] for row in sft.result["tables"]["evaluations"]] == [4, 8, 12]
+    for file in workshop.files_of(sft):
+        ckpt.verify_file(workshop.store.local_path(file.key), file, "store")
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process goes away right after that step."""
+    original = Trainer._record
+
+    def record(self: Trainer, record: Any) -> None:
+        original(self, record)
+        if record.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_record", record)
+
+
+@pytest.mark.parametrize("stage", ["base", "midtrain", "sft"])
+def test_a_job_interrupted_twice_gives_the_same_losses_as_one_that_was_not(
+    workshop: Workshop, trained_base: PutBase, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    init = () if stage == "base" else trained_base(workshop)
+    whole = workshop.run(workshop.job(stage, init=init, prefix="stages/whole/x"))
+    losses: dict[int, float] = {}
+    for attempt, stop_at in enumerate((7, 11), start=1):
+        job = workshop.job(stage, init=init, token=f"attempt-{attempt}")
+        work = workshop.work()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            from nanochat.training.main import run_job
+
+            interrupt_after(patch, stop_at)
+            run_job(job, work / "events.jsonl", work)
+        losses |= workshop.outcome(job, work).losses
+    last = workshop.run(workshop.job(stage, init=init, token="attempt-3"))
+    assert "resuming from step 10 of 12" in last.logs("info")
+    assert list(last.losses) == [11, 12]
+    losses |= last.losses
+    assert losses == whole.losses
+    assert last.result["metrics"]["val_loss"] == whole.result["metrics"]["val_loss"]
+    assert last.result["tables"]["evaluations"] == whole.result["tables"]["evaluations"]
+    same = {file.name: file.sha256 for file in workshop.files_of(whole)}
+    assert {file.name: file.sha256 for file in workshop.files_of(last)}["model.safetensors"] == same["model.safetensors"]
+
+
+@pytest.mark.parametrize("stage", ["base", "sft"])
+def test_two_processes_learn_what_one_learns_from_the_same_global_batch(
+    workshop: Workshop, trained_base: PutBase, stage: str
+) -> None:
+    """Masked rows included: of sft's conversations a third have no token in the loss, batches of 5
+    are split 3 and 2, and each process accumulates over rows of its own."""
+    recipe = workshop.recipe
+    sft = dataclasses.replace(recipe.sft, batch_rows=5, steps=20)
+    recipe = recipe.replace(base=dataclasses.replace(recipe.base, steps=20), sft=sft)
+    init = () if stage == "base" else trained_base(workshop)
+    one = workshop.run(workshop.job(stage, init=init, recipe=recipe, prefix="stages/one/x"))
+    two = workshop.run_processes(
+        workshop.job(stage, init=init, recipe=recipe, prefix="stages/two/x", processes=2, device_batch_rows=1), 2
+    )
+    assert list(two.losses) == list(range(1, 21))
+    for step, loss in one.losses.items():
+        assert two.losses[step] == pytest.approx(loss, abs=1e-4), f"step {step}"
+    for name in ("val_loss", "tokens", "skipped_batches"):
+        assert two.result["metrics"][name] == pytest.approx(one.result["metrics"][name], abs=1e-4)
+
+
+def test_sigterm_ends_two_processes_after_a_checkpoint_and_one_goes_on_in_the_same_order(
+    workshop: Workshop,
+) -> None:
+    recipe = workshop.recipe.replace(
+        base=dataclasses.replace(workshop.recipe.base, steps=4000, checkpoint_every=5000, eval_every=5000)
+    )
+    work = workshop.work()
+    process = workshop.start(workshop.job("base", recipe=recipe, processes=2), work, processes=2)
+    deadline = time.monotonic() + 60
+    while not (work / "events.jsonl").exists() or b'"step"' not in (work / "events.jsonl").read_bytes():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    error = json.loads((work / "error.json").read_text())
+    assert error["failure"] == "CANCELLED"
+    interrupted = workshop.outcome(workshop.job("base"), work)
+    last = max(interrupted.losses)
+    (step,) = ckpt.list_steps(workshop.store, "stages/base/ffffffffffff")
+    assert step == last
+    assert f"a checkpoint of step {step} of 4000 is kept" in error["message"]
+
+    # The state on two processes is the position in the text that one process reaches as well.
+    shorter = recipe.replace(base=dataclasses.replace(recipe.base, steps=step))
+    alone = workshop.run(workshop.job("base", recipe=shorter, prefix="stages/alone/x"))
+    states = [
+        ckpt.TrainingState.read(workshop.store, f"{prefix}/checkpoints/step_{step:08d}/state.json")
+        for prefix in ("stages/base/ffffffffffff", "stages/alone/x")
+    ]
+    assert states[0].progress.loader == states[1].progress.loader
+    assert states[0].progress.tokens == states[1].progress.tokens == alone.result["tokens"]
+
+
+def test_more_processes_than_rows_do_not_hang(workshop: Workshop) -> None:
+    """Three processes, two rows a batch: one has nothing to do and still takes part."""
+    recipe = workshop.recipe.replace(base=dataclasses.replace(workshop.recipe.base, batch_tokens=64, steps=4))
+    one = workshop.run(workshop.job("base", recipe=recipe, prefix="stages/one/x"))
+    three = workshop.run_processes(workshop.job("base", recipe=recipe, prefix="stages/three/x", processes=3), 3)
+    assert three.losses == pytest.approx(one.losses, abs=1e-4)
+
+
+def test_batches_without_a_target_are_skipped_and_counted(workshop: Workshop, trained_base: PutBase) -> None:
+    path = workshop.folder / "train.jsonl"
+    masked, answered = exchange("too long " * 5, "no"), exchange("Hi", "Hello")
+    write_conversations(path, [masked] * 9 + [answered])
+    workshop.files["train"] = workshop.put("inputs/masked.jsonl", path)
+    recipe = workshop.recipe.replace(sft=dataclasses.replace(workshop.recipe.sft, batch_rows=2, steps=5))
+    outcome = workshop.run(workshop.job("sft", init=trained_base(workshop), recipe=recipe))
+    assert list(outcome.losses) == [1, 2, 3, 4, 5]
+    skipped = outcome.result["metrics"]["skipped_batches"]
+    assert 16 <= skipped <= 24
+    assert outcome.result["warnings"] == [f"{skipped:.0f} batches had no target token in the loss and were skipped"]
+    assert all(math.isfinite(loss) for loss in outcome.losses.values())
+
+
+# --------------------------------------------------------------------------------------------------
+# What is resumed, and what is not
+
+
+def finished_checkpoint(workshop: Workshop) -> str:
+    outcome = workshop.run(workshop.job("base"))
+    return f"{outcome.job.prefix}/checkpoints/step_{outcome.result['checkpoint']['step']:08d}"
+
+
+def damage(workshop: Workshop, key: str, how: str) -> None:
+    path = workshop.store.local_path(key)
+    assert path is not None
+    data = bytearray(path.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    elif how == "truncated":
+        del data[len(data) // 2 :]
+    elif how == "pickle":
+        data[:] = b"\x80\x04\x95" + bytes(len(data) - 3)
+    path.unlink()
+    if how != "deleted":
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "pickle", "deleted"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_torn_checkpoint_is_passed_over_by_name(workshop: Workshop, name: str, how: str) -> None:
+    prefix = finished_checkpoint(workshop)
+    damage(workshop, f"{prefix}/{name}", how)
+    again = workshop.run(workshop.job("base", token="attempt-2"))
+    (sentence,) = [message for message in again.logs("warning") if message.startswith("passed over")]
+    assert prefix in sentence
+    assert list(again.losses) == list(range(1, 13))
+
+
+def test_a_finished_training_that_lacks_only_its_receipt_is_not_trained_again(workshop: Workshop) -> None:
+    first = workshop.run(workshop.job("base"))
+    again = workshop.run(workshop.job("base", token="attempt-2"))
+    assert again.losses == {}
+    assert again.result["metrics"]["val_bpb"] == first.result["metrics"]["val_bpb"]
+    assert again.result["metrics"]["train_loss"] == first.result["metrics"]["train_loss"]
+    assert again.result["checkpoint"] == first.result["checkpoint"]
+
+
+def test_a_rebuild_does_not_go_on_from_the_training_that_it_replaces(workshop: Workshop) -> None:
+    first = workshop.run(workshop.job("base"))
+    receipt = Receipt(
+        stage="base",
+        stage_version=1,
+        fingerprint="f" * 64,
+        token="attempt-1",
+        created_at="2026-01-01T00:00:00Z",
+        seconds=1.0,
+        outputs=workshop.files_of(first),
+    )
+    write_receipt(workshop.store, receipt)
+    again = workshop.run(workshop.job("base", token="attempt-2"))
+    assert again.losses == first.losses
+    assert any("belongs to a finished training" in message for message in again.logs("warning"))
+
+
+def test_a_checkpoint_on_rebuilt_inputs_is_not_resumed(workshop: Workshop) -> None:
+    workshop.run(workshop.job("base"))
+    job = workshop.job("base", token="attempt-2")
+    rebuilt = tuple(used.model_copy(update={"receipt_sha256": "c" * 64}) for used in job.inputs)
+    again = workshop.run(job.model_copy(update={"inputs": rebuilt}))
+    assert list(again.losses) == list(range(1, 13))
+    assert any("inputs that have been rebuilt" in message for message in again.logs("warning"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def failure_of(workshop: Workshop, job: Any) -> dict[str, str]:
+    work: Path = workshop.work()
+    with pytest.raises(ValueError):
+        from nanochat.training.main import run_job
+
+        run_job(job, work / "events.jsonl", work)
+    assert not (work / "result.json").exists()
+    document: dict[str, str] = json.loads((work / "error.json").read_text())
+    return document
+
+
+def test_a_shard_that_is_not_what_was_recorded_is_refused_before_training(workshop: Workshop) -> None:
+    damage(workshop, "inputs/shard_1.parquet", "flipped")
+    error = failure_of(workshop, workshop.job("base"))
+    assert error["failure"] == "BAD_REQUEST"
+    assert "inputs/shard_1.parquet is damaged: its sha256 is" in error["message"]
+    assert workshop.files["shard_1"].sha256 in error["message"]
+    assert "training_files" in error["message"]
+
+
+def test_an_upstream_checkpoint_of_another_architecture_or_tokenizer_is_refused(
+    workshop: Workshop, trained_base: PutBase
+) -> None:
+    init = trained_base(workshop)
+    other = workshop.recipe.replace(model=dataclasses.replace(workshop.recipe.model, depth=3))
+    error = failure_of(workshop, workshop.job("midtrain", init=init, recipe=other))
+    assert "depth is 2, not 3" in error["message"]
+    job = workshop.job("midtrain", init=init)
+    tokenizer = workshop.folder / "other.json"
+    document = workshop.tokenizer.to_json()
+    tokenizer.write_text(json.dumps({**document, "provenance": {"made": "elsewhere"}}))
+    job = job.model_copy(update={"tokenizer": workshop.put("inputs/other.json", tokenizer)})
+    assert "its tokenizer is" in failure_of(workshop, job)["message"]
+
+
+def test_a_wrong_line_of_conversations_is_named(workshop: Workshop, trained_base: PutBase) -> None:
+    path = workshop.folder / "train.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    workshop.files["train"] = workshop.put("inputs/wrong.jsonl", path)
+    error = failure_of(workshop, workshop.job("midtrain", init=trained_base(workshop)))
+    assert error["failure"] == "BAD_REQUEST"
+    assert "wrong.jsonl:1" in error["message"]
+
+
+def test_code_that_fails_leaves_its_traceback(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Trainer, *arguments: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    work = workshop.work()
+    with pytest.raises(RuntimeError):
+        from nanochat.training.main import run_job
+
+        run_job(workshop.job("base"), work / "events.jsonl", work)
+    error = json.loads((work / "error.json").read_text())
+    assert error["failure"] == "FAILED"
+    assert error["message"] == "RuntimeError: a fault of ours"
+    assert "in broken" in error["traceback"]
+
+
+def test_a_request_to_stop_in_this_process_keeps_a_checkpoint(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._record
+
+    def record(self: Trainer, record: Any) -> None:
+        original(self, record)
+        if record.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_record", record)
+    work = workshop.work()
+    job = workshop.job("base")
+    with pytest.raises(TrainingStopped, match="checkpoint of step"):
+        from nanochat.training.main import run_job
+
+        run_job(job, work / "events.jsonl", work)
+    (step,) = ckpt.list_steps(workshop.store, job.prefix)
+    assert step in (3, 4)
+
+
+def test_load_model_names_what_is_wrong(workshop: Workshop) -> None:
+    prefix = finished_checkpoint(workshop)
+    folder = workshop.store.local_path(f"{prefix}/model.json").parent
+    model = ckpt.load_model(folder)
+    assert model.num_parameters() > 0
+    assert not model.training
+    with pytest.raises(CheckpointError, match="no usable model card"):
+        ckpt.load_model(workshop.folder)
+    damage(workshop, f"{prefix}/model.safetensors", "pickle")
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        ckpt.load_model(folder)
