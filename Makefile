@@ -108,7 +108,7 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	@if command -v cargo > /dev/null; then set -ex; \
 	  cargo fmt --manifest-path rustbpe/Cargo.toml --check; \
 	  cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings; \

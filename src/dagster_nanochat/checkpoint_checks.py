@@ -25,7 +25,7 @@ def receipt_of(store: ObjectStore, recipe: Recipe, stage: str) -> Receipt:
 def accuracy_result(receipt: Receipt, name: str, least: float) -> dg.AssetCheckResult:
     """Pass or warn on an accuracy measured in the stage: `<name>_correct`, `_questions`, `_chance`."""
     metrics = receipt.metrics
-    if f"{name}_questions" not in metrics:
+    if not metrics.get(f"{name}_questions"):
         return dg.AssetCheckResult(
             passed=False,
             severity=dg.AssetCheckSeverity.WARN,

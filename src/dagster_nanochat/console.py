@@ -31,9 +31,9 @@ class ProgressFilter(logging.Filter):
     """Keeps what assets say, and drops Dagster's events except failures."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        event = (getattr(record, "dagster_meta", {}) or {}).get("dagster_event")
-        text = record.getMessage()
-        if event is not None or text.startswith("[pipes]"):
+        metadata = getattr(record, "dagster_meta", {}) or {}
+        text = str(metadata.get("orig_message") or "")
+        if metadata.get("dagster_event") is not None or text.startswith("[pipes]"):
             return record.levelno >= logging.ERROR
         return record.levelno >= PROGRESS_LEVEL
 

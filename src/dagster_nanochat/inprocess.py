@@ -59,7 +59,7 @@ def build_stage(
         return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=state.receipt, built=False)
     token = new_token()
     lease = LeaseKeeper(
-        store, f"{state.prefix}/lease.json", token=token, owner=f"run {context.run_id[:8]}", ttl_s=_LEASE_TTL_S
+        store, f"{state.prefix}/lease.json", token=token, owner=f"run {context.run.run_id[:8]}", ttl_s=_LEASE_TTL_S
     )
     try:
         lease.take()

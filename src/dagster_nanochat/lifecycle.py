@@ -125,7 +125,7 @@ def _slot(context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe,
     keeper = LeaseKeeper(
         store,
         f"slots/{machine_name()}/0.json",
-        token=f"{context.run_id}/{stage}",
+        token=f"{context.run.run_id}/{stage}",
         owner=f"{stage} of {recipe.name}",
         ttl_s=_WATCH_TTL_S,
     )
@@ -148,7 +148,7 @@ def _slot(context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe,
 
 def _raise_if_cancelled(context: dg.AssetExecutionContext) -> None:
     """Dagster cannot interrupt a run that a foreground command executes, so its status is polled."""
-    run = context.instance.get_run_by_id(context.run_id)
+    run = context.instance.get_run_by_id(context.run.run_id)
     if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
         raise AttemptFailed(Failure.CANCELLED, "the run was terminated")
 
@@ -181,8 +181,8 @@ class _Attempt:
         watch = LeaseKeeper(
             self._store,
             f"{self._state.prefix}/watch.json",
-            token=self._context.run_id,
-            owner=f"run {self._context.run_id[:8]} of {os.environ.get('USER', 'user')}",
+            token=self._context.run.run_id,
+            owner=f"run {self._context.run.run_id[:8]} of {os.environ.get('USER', 'user')}",
             ttl_s=_WATCH_TTL_S,
         )
         try:

@@ -55,7 +55,7 @@ def receipt_metadata(store: ObjectStore, receipt: Receipt, *, model: str, reused
     if receipt.samples:
         metadata["samples"] = dg.MetadataValue.md(table(receipt.samples))
     for name, rows in receipt.tables.items():
-        metadata[name] = dg.MetadataValue.md(table(rows))
+        metadata[f"table_{name}" if name in metadata else name] = dg.MetadataValue.md(table(rows))
     if receipt.warnings:
         metadata["warnings"] = dg.MetadataValue.md("\n".join(f"- {warning}" for warning in receipt.warnings))
     if receipt.events_key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def run_quickstart(model: str, *, force: str, question: str) -> int:
     if recipe is None:
         return 1
     load_environment()
+    # Dagster's notes to developers about its own preview features are not for this terminal.
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
     from dagster_nanochat.definitions import defs
 
     definitions = defs()

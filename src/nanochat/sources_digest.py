@@ -1,14 +1,17 @@
 """Digest of a stage's source files, and the code's revision: recorded in receipts, never identity.
 
 A comment must not make a $100 checkpoint stale, so the digest enters no fingerprint. It is of the
-parsed code without comments and docstrings; a lock file of these digests fails a test when code
-changed and nobody said whether its meaning did.
+code without comments and docstrings; a lock file of these digests (tests/golden/stage_sources.json)
+fails a test when code changed and nobody said whether its meaning did.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat.store.digests import digest_json
@@ -26,18 +29,29 @@ def sources_digest(sources: tuple[str, ...]) -> str:
 
 
 def _meaning(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    """The source without comments, docstrings and blank lines: the same text on every Python version."""
+    source = file.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for number in _docstring_lines(ast.parse(source)):
+        lines[number - 1] = ""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _docstring_lines(tree: ast.Module) -> Iterator[int]:
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first = node.body[0] if node.body else None
         if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-            and isinstance(body[0].value.value, str)
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
         ):
-            node.body = body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+            yield from range(first.lineno, (first.end_lineno or first.lineno) + 1)
 
 
 def code_revision(root: Path) -> str | None:

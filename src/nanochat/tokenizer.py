@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 import os
 import re
@@ -37,7 +38,8 @@ from nanochat.store.documents import Document, DocumentError
 # tiktoken's regular-expression engine overflows its stack on about a million white-space characters in a
 # row. Longer runs than this are encoded in pieces; no other text is long enough to be looked at.
 _MAX_WHITESPACE_RUN = 100_000
-_LONG_WHITESPACE = re.compile(rf"\s{{{_MAX_WHITESPACE_RUN}}}")
+# The look-behind makes it try once a run: without it, a run that is just too short costs its square.
+_LONG_WHITESPACE = re.compile(rf"(?<!\s)\s{{{_MAX_WHITESPACE_RUN},}}")
 
 
 class TokenizerDocument(Document):
@@ -233,5 +235,9 @@ def _special_problems(special_tokens: Mapping[str, int], ranks: int) -> list[str
 
 def _without_long_whitespace(text: str) -> list[str]:
     """`text` cut so that no piece holds more white space in a row than tiktoken can split."""
-    ends = [found.end() for found in _LONG_WHITESPACE.finditer(text)]
-    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+    cuts = [
+        cut
+        for run in _LONG_WHITESPACE.finditer(text)
+        for cut in range(run.start() + _MAX_WHITESPACE_RUN, run.end(), _MAX_WHITESPACE_RUN)
+    ]
+    return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]

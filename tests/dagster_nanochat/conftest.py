@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TINY_RECIPE = '''
+TINY_RECIPE = r'''
 import dataclasses
 from nanochat.recipes import (
     Base, Data, Evaluation, Hardware, Ingredient, Midtrain, Model, Optimizer, Recipe, Schedule, Sft, Tokenizer,
@@ -26,7 +27,7 @@ TINY = Recipe(
     name="tiny",
     description="2 layers, 32 wide: goes through the whole graph in seconds",
     data=Data(source="tinytext", shards=2),
-    tokenizer=Tokenizer(vocab_size=400, shards=2, pattern=gpt4_pattern(r"\\\\p{N}")),
+    tokenizer=Tokenizer(vocab_size=400, shards=2, pattern=gpt4_pattern(r"\p{N}")),
     model=Model(depth=2, width=32, heads=2, kv_heads=2, context=64),
     base=Base(
         steps=12, batch_tokens=4 * 64, eval_every=6, eval_tokens=2048, checkpoint_every=6,
@@ -53,27 +54,18 @@ ENVIRONMENT = {
 
 
 def write_text(folder: Path) -> None:
-    """Three shards in the layout of the offline source, from the help topics of Python itself."""
+    """Three shards in the layout of the offline source: docstrings of a part of the standard library."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from pydoc_data.topics import topics
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, (name, text) in enumerate(sorted(topics.items())):
-        for part, paragraph in enumerate(text.split("\n\n")):
-            sentence = " ".join(paragraph.split())
-            if len(sentence) > 60:
-                rows.append(
-                    {
-                        "text": sentence,
-                        "source": "topics",
-                        "module": f"topics.m{number}",
-                        "name": name,
-                        "kind": "docstring",
-                        "part": part,
-                    }
-                )
+    for path in sorted(Path(os.__file__).parent.glob("[a-z]*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                name = getattr(node, "name", "")
+                row = {"source": "python", "module": path.stem, "name": name, "kind": "docstring", "part": 0}
+                rows.append({"text": text, **row})
     third = len(rows) // 3
     for shard in range(3):
         table = pa.Table.from_pylist(rows[shard * third : (shard + 1) * third])
@@ -81,7 +73,7 @@ def write_text(folder: Path) -> None:
 
 
 # The partitions are made when the package is imported: the recipe and its source must be known then.
-(FOLDER / "recipes.py").write_text(TINY_RECIPE.replace("\\\\\\\\", "\\"), encoding="utf-8")
+(FOLDER / "recipes.py").write_text(TINY_RECIPE, encoding="utf-8")
 write_text(TEXT)
 _before = {name: os.environ.get(name) for name in ENVIRONMENT}
 os.environ.update(ENVIRONMENT)

@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_half_a_surrogate_pair_is_encoded_as_the_replacement_character() -> None
 def test_white_space_beyond_what_tiktoken_can_split_is_encoded() -> None:
     text = "a" + " " * 1_500_000 + "\n" * 1_200_000 + "b"
     assert TRAINED.decode(TRAINED.encode(text)) == text
+
+
+def test_runs_of_white_space_just_below_that_take_no_longer_than_other_text() -> None:
+    text = (" " * 99_999 + "x") * 20
+    started = time.perf_counter()
+    assert TRAINED.decode(TRAINED.encode(text)) == text
+    assert time.perf_counter() - started < 10  # 20 s a run where every position is tried
 
 
 def test_a_batch_gives_what_single_texts_give_in_order() -> None:

@@ -68,27 +68,28 @@ def conversation_digests(
     """
     section = recipe.midtrain if stage == "midtrain" else recipe.sft
     assert section is not None
-    needs: list[str] = []
-    digest = None
+    digest: str | None = None
+    missing_text: tuple[str, ...] = ()
     try:
         digest = corpus_digest(shard_digests(store, recipe, count=recipe.data.shards))
     except DataNeeded as error:
-        needs += error.needs
+        missing_text = error.needs
     context = task_context(store, recipe, corpus_digest=digest, fetch=fetch)
     tasks = list(section.mixture)
     if isinstance(section, Sft):
         tasks += [Ingredient(task=section.mmlu_task), Ingredient(task=section.arc_easy_task)]
-    digests = {}
+    digests: dict[str, str] = {}
+    needs: list[str] = []
     for number, ingredient in enumerate(tasks):
         try:
             digests[f"{number:02d} {ingredient.task.split(':')[0]}"] = ingredient_digest(ingredient, context)
         except TextNeeded:
-            assert needs, "tasks made from text lack it only where its shards are missing"
+            needs += missing_text
         except TaskError as error:
             needs.append(str(error))
+    if isinstance(section, Sft) and section.skills:
+        needs += missing_text
+        digests["skills"] = digest or ""
     if needs:
         raise DataNeeded(needs)
-    if isinstance(section, Sft) and section.skills:
-        assert digest is not None
-        digests["skills"] = digest
     return digests

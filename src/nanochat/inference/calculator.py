@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 import threading
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic_monty import Monty, MontyCrashedError, MontyError, ResourceLimits
 
@@ -46,8 +48,12 @@ class Calculator:
     """Evaluates expressions within bounds; never raises. Safe to use from several threads.
 
     time_limit_s, memory_limit_bytes: for one expression, enforced inside the worker (and from
-    outside, a second later, by ending the worker). The worker starts with the first expression.
+    outside, a second later, by ending the worker). The worker starts with the first expression. It
+    does not survive a fork: a process forked after that gets refusals (start processes by spawn).
     """
+
+    # The process in which the interpreter's runtime was started. Using it in a forked copy hangs.
+    _started_in: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -98,6 +104,8 @@ class Calculator:
         return expression
 
     def _run(self, code: str) -> object:
+        if Calculator._started_in not in (None, os.getpid()):
+            return Refusal("the calculator was started before this process was forked")
         # Ctrl-C in a terminal ends the worker too (it is in the same process group), which shows
         # only now; the pool replaces it, so a second try answers.
         for _ in range(2):
@@ -114,6 +122,7 @@ class Calculator:
     def _opened(self) -> Monty:
         with self._lock:
             if self._pool is None:
+                Calculator._started_in = os.getpid()
                 pool = Monty(
                     checkout_timeout=self._request_timeout_s, request_timeout=self._request_timeout_s
                 )

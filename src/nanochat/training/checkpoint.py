@@ -321,9 +321,7 @@ def verify_file(path: Path, file: FileRef, store_url: str) -> Path:
         raise CheckpointError(f"{file.key} is torn: it has {size} bytes, not the {file.size_bytes} recorded")
     digest = digest_file(path)
     if digest != file.sha256:
-        raise CheckpointError(
-            f"{file.key} is damaged: its sha256 is {digest}, not {file.sha256}"
-        )
+        raise CheckpointError(f"{file.key} is damaged: its sha256 is {digest}, not {file.sha256}")
     return path
 
 

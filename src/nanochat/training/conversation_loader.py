@@ -97,7 +97,8 @@ def pack_best_fit(
             raise ValueError(
                 f"a conversation of {lengths[order[oldest]]} tokens does not fit a row of {row_tokens}"
             )
-        left, row = row_tokens, []
+        row: list[int] = []
+        left = row_tokens
         while True:
             while ahead < len(order) and len(window) < look_ahead:
                 bisect.insort(window, (lengths[order[ahead]], ahead))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -171,6 +172,24 @@ def test_it_works_from_threads_at_once(calculator: Calculator) -> None:
     for thread in threads:
         thread.join()
     assert outcomes == {number: Result(str(2 * number)) for number in range(16)}
+
+
+def test_a_forked_process_gets_a_refusal_and_does_not_hang() -> None:
+    code = (
+        "import os\n"
+        "from nanochat.inference.calculator import Calculator, Refusal\n"
+        "used, fresh = Calculator(), Calculator()\n"
+        "used.evaluate('1')\n"
+        "if os.fork() == 0:\n"
+        "    refused = [isinstance(c.evaluate('1'), Refusal) for c in (used, fresh)]\n"
+        "    os._exit(0 if all(refused) else 1)\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0\n"
+        "print(used.evaluate('1+1').text, fresh.evaluate('1+2').text)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "2 3\n"
 
 
 def test_a_closed_calculator_starts_again_when_asked() -> None:

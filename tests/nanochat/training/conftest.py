@@ -39,7 +39,11 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.training.job import JobHardware, TrainingJob, TrainingStage
 
 REPOSITORY = Path(__file__).parents[3]
-SCRIPTS = {"base": "train_base_remote.py", "midtrain": "train_midtraining_remote.py", "sft": "train_sft_remote.py"}
+SCRIPTS = {
+    "base": "train_base_remote.py",
+    "midtrain": "train_midtraining_remote.py",
+    "sft": "train_sft_remote.py",
+}
 READS = {
     "base": (),
     "midtrain": ("train", "validation"),
@@ -47,7 +51,27 @@ READS = {
 }
 
 FP32 = Optimizer(muon_newton_schulz_dtype="float32", muon_momentum_steps=10)
-WORDS = "the model reads a row of text and says what comes next because it has seen many rows before".split()
+WORDS = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "row",
+    "of",
+    "text",
+    "and",
+    "says",
+    "what",
+    "comes",
+    "next",
+    "because",
+    "it",
+    "has",
+    "seen",
+    "many",
+    "rows",
+    "before",
+]
 
 
 def tiny_recipe(vocab_size: int) -> Recipe:
@@ -135,11 +159,15 @@ class Workshop:
 
     def run(self, job: TrainingJob) -> Outcome:
         """In this process."""
+        work = self.work()
+        self.train(job, work)
+        return self.outcome(job, work)
+
+    def train(self, job: TrainingJob, work: Path) -> None:
+        """In this process, raising what the job raises."""
         from nanochat.training.main import run_job
 
-        work = self.work()
         run_job(job, work / "events.jsonl", work)
-        return self.outcome(job, work)
 
     def start(self, job: TrainingJob, work: Path, processes: int = 1) -> subprocess.Popen[str]:
         """The real thing: torchrun and the stage's script."""
@@ -147,7 +175,14 @@ class Workshop:
         (work / "job.json").write_bytes(job.to_bytes())
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={processes}", str(REPOSITORY / "scripts" / SCRIPTS[job.stage])]
-        command += ["--job", str(work / "job.json"), "--events", str(work / "events.jsonl"), "--work", str(work)]
+        command += [
+            "--job",
+            str(work / "job.json"),
+            "--events",
+            str(work / "events.jsonl"),
+            "--work",
+            str(work),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -180,7 +215,9 @@ def write_shard(path: Path, documents: list[str | None]) -> Path:
 def made_up_documents(seed: int, count: int) -> list[str | None]:
     numbers = random.Random(seed)
     return [
-        " ".join(numbers.choice(WORDS) for _ in range(numbers.randrange(3, 25))) if numbers.random() > 0.05 else None
+        " ".join(numbers.choice(WORDS) for _ in range(numbers.randrange(3, 25)))
+        if numbers.random() > 0.05
+        else None
         for _ in range(count)
     ]
 
@@ -233,7 +270,9 @@ def workshop(tmp_path: Path, byte_tokenizer: Tokenizer) -> Workshop:
 
 
 @pytest.fixture(scope="session")
-def trained_base(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Tokenizer) -> Callable[[Workshop], Any]:
+def trained_base(
+    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Tokenizer
+) -> Callable[[Workshop], Any]:
     """put(workshop) -> files of a finished base checkpoint, copied into that workshop's store."""
     shop = make_workshop(tmp_path_factory.mktemp("base"), byte_tokenizer)
     outcome = shop.run(shop.job("base"))

@@ -125,7 +125,11 @@ def rows_of(loader: ConversationLoader, steps: int) -> list[list[tuple[int, ...]
     served = []
     for _ in range(steps):
         batch = loader.next_batch()
-        rows = [tuple(token for token in row if token != PAD) for part in batch.parts for row in part.ids_BT.tolist()]
+        rows = [
+            tuple(token for token in row if token != PAD)
+            for part in batch.parts
+            for row in part.ids_BT.tolist()
+        ]
         served.append(sorted(rows))
     return served
 

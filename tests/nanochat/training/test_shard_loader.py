@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.training.batches import Batch
 from nanochat.training.packing import DocumentStream, StreamPosition
 from nanochat.training.shard_loader import ShardLoader, evaluation_rows
 
@@ -88,6 +89,10 @@ def test_a_stream_goes_on_from_any_position(seed: int, row_tokens: int, cut: int
     assert rest == [row.tolist() for row, _ in rows[cut % len(rows) + 1 :]]
 
 
+def collect(loader: ShardLoader, count: int) -> list[Batch]:
+    return [loader.next_batch() for _ in range(count)]
+
+
 def batches(
     contents: dict[Path, list[str | None]],
     count: int,
@@ -153,7 +158,11 @@ def test_the_shards_are_passed_over_again_and_the_state_counts_the_passes() -> N
 
 
 def test_a_shard_without_text_among_others_is_nothing_and_all_without_is_an_error() -> None:
-    contents: dict[Path, list[str | None]] = {SHARDS[0]: [None, ""], SHARDS[1]: ["abcdefgh" * 9], SHARDS[2]: []}
+    contents: dict[Path, list[str | None]] = {
+        SHARDS[0]: [None, ""],
+        SHARDS[1]: ["abcdefgh" * 9],
+        SHARDS[2]: [],
+    }
     assert batches(contents, 3)
     nothing: dict[Path, list[str | None]] = {path: [None, ""] for path in SHARDS}
     with pytest.raises(ValueError, match=r"no document with text in 3 shard\(s\): a, b, c"):
@@ -172,8 +181,7 @@ def test_what_reading_raises_reaches_the_caller_and_stays_raised() -> None:
         device_batch_rows=1,
     )
     with pytest.raises(OSError, match="shard c is gone"):
-        for _ in range(20):
-            loader.next_batch()
+        collect(loader, 20)
     with pytest.raises(OSError, match="shard c is gone"):
         loader.next_batch()
     loader.close()

@@ -32,7 +32,7 @@ def chat_inference(
     context: dg.AssetExecutionContext, config: ChatConfig, store: StoreResource
 ) -> dg.MaterializeResult:
     """Ask the chat model a question; the answer is in the metadata."""
-    from nanochat.inference.chat import ChatError, ChatSession, load_engine
+    from nanochat.inference.chat import ChatSession, load_engine
     from nanochat.inference.sampling import Sampling
 
     recipe = required_recipe(context)
@@ -43,7 +43,7 @@ def chat_inference(
         engine = load_engine(store.open(), recipe.name, "sft" if recipe.sft else "mid")
         start = time.monotonic()
         generation = ChatSession(engine, sampling).ask(config.question)
-    except ChatError as error:
+    except ValueError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     seconds = time.monotonic() - start
     if not generation.text.strip():
