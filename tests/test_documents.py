@@ -164,6 +164,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._exports = folder / ".exports"
+        self._served: set[str] = set()
         shutil.copy(ROOT / "pyproject.toml", folder)
         for name in ("src", "docs"):
             (folder / name).symlink_to(ROOT / name)
@@ -214,7 +215,10 @@ class Reader:
         self._exports.unlink(missing_ok=True)
 
     def serve(self, command: str) -> None:
-        """Start a server, see that it answers, stop it, see that it is gone."""
+        """Start a server, see that it answers, stop it, see that it is gone. Once is enough."""
+        if command in self._served:
+            return
+        self._served.add(command)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,10 +15,24 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def make(folder: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        ["make", "--no-print-directory", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+# What `make test` hands on, and what a person may have chosen for their own set-up.
+_FROM_OUTSIDE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "TORCH", "PYTHON", "PYTEST")
+
+
+def run_make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in _FROM_OUTSIDE}
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
+
+
+def make(folder: Path, *arguments: str) -> str:
+    result = run_make(folder, *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -86,9 +101,7 @@ def test_the_list_for_the_cpu_build_is_the_lock_without_pytorch_and_its_gpu_libr
 
 
 def test_an_unknown_build_of_pytorch_is_refused(checkout: Path) -> None:
-    result = subprocess.run(
-        ["make", "TORCH=rocm", "environment"], cwd=checkout, capture_output=True, text=True, timeout=60
-    )
+    result = run_make(checkout, "TORCH=rocm", "environment")
     assert result.returncode != 0
     assert "write default or cpu" in result.stderr
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from dagster_nanochat.guards import StageConfig, check_estimate
-from dagster_nanochat.launch.base import Handle, Launcher, Request
+from dagster_nanochat.launch.base import Handle, Launcher, Offer, Request
 from dagster_nanochat.metadata import live_metrics_key
 from dagster_nanochat.pipes import EventStreamReader, NoContext
 from nanochat.data.identity import conversation_files, shard_files
@@ -92,25 +92,24 @@ def train_stage(
     """Bring a training stage of a model to a good receipt. Raises dg.Failure."""
     states = resolve(recipe, store)
     state = states[stage]
-    require_upstream(state, states, recipe.name)
-    assert state.fingerprint is not None
-    record_identity(store, state)
     if state.status is Status.FRESH and not config.forced(context, stage):
-        assert state.receipt is not None
+        assert state.receipt is not None and state.fingerprint is not None
         point(store, recipe.name, stage, state.fingerprint)
         context.log.info(f"{stage}: fresh, nothing to do (receipt {state.receipt.digest()[:6]}…)")
         return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=state.receipt, built=False)
-    offers = launcher.offers(
-        Request(
-            gpus=recipe.hardware.gpus, min_gpu_memory_gib=recipe.hardware.min_gpu_memory_gib, disk_bytes=0
-        )
-    )
-    plan = plan_stage(recipe, stage, states, store, flops_per_s=offers[0].flops_per_s)
-    check_estimate(context, config, recipe, plan, offers[0])
+    hardware = recipe.hardware
+    offer = launcher.offers(
+        Request(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
+    )[0]
+    plan = plan_stage(recipe, stage, states, store, flops_per_s=offer.flops_per_s)
+    check_estimate(context, config, recipe, plan, offer)
+    require_upstream(state, states, recipe.name)
+    assert state.fingerprint is not None
+    record_identity(store, state)
     _put_plan(store, state, plan)
     with _slot(context, store, recipe, stage) as slot:
         run = _Attempt(context, store, launcher, recipe, state, states, slot)
-        receipt = run.complete(offers[0].name)
+        receipt = run.complete(offer)
     point(store, recipe.name, stage, state.fingerprint)
     return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=receipt, built=True)
 
@@ -175,7 +174,7 @@ class _Attempt:
         self._slot = slot
         self._observed = 0
 
-    def complete(self, offer_name: str) -> Receipt:
+    def complete(self, offer: Offer) -> Receipt:
         """Launch or adopt, watch, verify. Raises dg.Failure with the failure's word and the story."""
         spec, model = self._state.spec, self._recipe.name
         watch = LeaseKeeper(
@@ -194,10 +193,10 @@ class _Attempt:
                 allow_retries=False,
             ) from held
         try:
-            handle, adopted = self._start()
+            handle, adopted = self._start(offer)
             self._context.log.info(
                 f"{spec.name}: {'adopted the live' if adopted else 'launched'} attempt {handle.token} on "
-                f"{offer_name}"
+                f"{offer.name}"
             )
             try:
                 ending = self._watch(handle, watch)
@@ -211,7 +210,7 @@ class _Attempt:
         finally:
             watch.release()
 
-    def _start(self) -> tuple[Handle, bool]:
+    def _start(self, offer: Offer) -> tuple[Handle, bool]:
         prefix, spec = self._state.prefix, self._state.spec
         token = new_token()
         lease = LeaseKeeper(
@@ -230,14 +229,10 @@ class _Attempt:
                 ) from held
             return handle, True
         try:
-            return self._launcher.launch(self._job(token), self._launcher.offers(self._request())[0]), False
+            return self._launcher.launch(self._job(token), offer), False
         except BaseException:
             lease.release()
             raise
-
-    def _request(self) -> Request:
-        hardware = self._recipe.hardware
-        return Request(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
 
     def _job(self, token: str) -> TrainingJob:
         stage, recipe = self._state.spec.name, self._recipe

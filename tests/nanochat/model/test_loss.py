@@ -56,7 +56,7 @@ def test_gradients_are_the_slope_of_the_value() -> None:
             moved = x_ND.detach().clone()
             moved[row, column] += step
             shifted.append(cross_entropy_sum(moved, head_VD, targets_N, weights_N, 15.0))
-        slope = float((shifted[0] - shifted[1]) / 0.02)
+        slope = float((shifted[0] - shifted[1]).detach() / 0.02)
         assert slope == pytest.approx(float(x_ND.grad[row, column]), rel=2e-2, abs=2e-3)
 
 

@@ -43,6 +43,8 @@ CORPUS_KEY = f"shards/{NAME}/corpus.json"
 MAX_BYTES = 20_000_000
 MIN_BYTES = 5_000_000
 VALIDATION_PER_MILLE = 30
+# About two rows of the quick model: enough for a row to hold neighbours, little enough for a batch to be varied.
+PASSAGE_CHARS = 1_500
 _ROW_GROUP_ROWS = 1024
 
 
@@ -257,23 +259,39 @@ def write_corpus(folder: Path, sources: Sequence[Origin], *, min_bytes: int = MI
 def split_documents(documents: Iterable[OfflineDocument]) -> dict[str, list[OfflineDocument]]:
     """Documents by shard, 3 % of the modules (by the hash of their name) in the validation shard.
 
-    Within a split the order is that of the texts' digests: every shard is a sample of the whole.
+    Neighbours stay together: a module's documents are cut into passages of about `PASSAGE_CHARS`
+    characters, and within a split the order is that of the passages' digests. So every shard is a
+    sample of the whole, and what a row of training text holds belongs together, as prose does.
     """
-    training: list[tuple[bytes, OfflineDocument]] = []
-    validation: list[tuple[bytes, OfflineDocument]] = []
-    for document in documents:
-        bucket = validation if _is_validation(document.module) else training
-        bucket.append((hashlib.sha256(document.text.encode()).digest(), document))
+    training: list[tuple[bytes, list[OfflineDocument]]] = []
+    validation: list[tuple[bytes, list[OfflineDocument]]] = []
+    for passage in _passages(documents):
+        bucket = validation if _is_validation(passage[0].module) else training
+        digest = hashlib.sha256("\0".join(document.text for document in passage).encode()).digest()
+        bucket.append((digest, passage))
     training.sort(key=lambda item: item[0])
     validation.sort(key=lambda item: item[0])
     count = len(TRAINING_SHARDS)
     bounds = [len(training) * index // count for index in range(count + 1)]
     split = {
-        key: [document for _, document in training[bounds[index] : bounds[index + 1]]]
+        key: [document for _, passage in training[bounds[index] : bounds[index + 1]] for document in passage]
         for index, key in enumerate(TRAINING_SHARDS)
     }
-    split[VALIDATION_SHARD] = [document for _, document in validation]
+    split[VALIDATION_SHARD] = [document for _, passage in validation for document in passage]
     return split
+
+
+def _passages(documents: Iterable[OfflineDocument]) -> Iterator[list[OfflineDocument]]:
+    passage: list[OfflineDocument] = []
+    size = 0
+    for document in documents:
+        if passage and (document.module != passage[0].module or size >= PASSAGE_CHARS):
+            yield passage
+            passage, size = [], 0
+        passage.append(document)
+        size += len(document.text)
+    if passage:
+        yield passage
 
 
 def read_offline_documents(paths: Iterable[Path]) -> Iterator[OfflineDocument]:
