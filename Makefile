@@ -73,6 +73,7 @@ endif
 RUST_SOURCES := $(shell find rustbpe \( -name target -o -name __pycache__ \) -prune -o -type f -print)
 
 .venv/rustbpe-made: $(RUST_SOURCES) tools.lock | .venv/packages-$(TORCH)
+	@command -v cc > /dev/null || { echo "The Rust build needs a C linker, cc (Debian: apt-get install gcc)"; exit 1; }
 	$(INSTALL) --no-deps --reinstall-package rustbpe ./rustbpe
 	@touch $@
 
@@ -103,12 +104,30 @@ test: setup
 	else echo "Rust is not installed: the crate's own tests are skipped"; fi
 	$(BIN)/python -m pytest $(PYTEST)
 
-check: setup
-	bash -n .ci/run
+# `make -k check` goes on after the first that fails.
+CHECKS := check-format check-style check-types check-arrows check-shell check-rust
+.PHONY: $(CHECKS)
+
+check: $(CHECKS)
+
+$(CHECKS): | setup
+
+check-format:
 	$(BIN)/ruff format --check
+
+check-style:
 	$(BIN)/ruff check
+
+check-types:
 	$(BIN)/mypy
+
+check-arrows:
 	$(BIN)/lint-imports --no-logo
+
+check-shell:
+	bash -n .ci/run
+
+check-rust:
 	@if command -v cargo > /dev/null; then set -ex; \
 	  cargo fmt --manifest-path rustbpe/Cargo.toml --check; \
 	  cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --all-features -- -D warnings; \

@@ -11,16 +11,15 @@ import contextlib
 import dataclasses
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from standins.checkout import make_checkout
 
 from nanochat.recipes import named_recipes, parameters
 
@@ -126,6 +125,12 @@ def test_every_link_inside_the_repository_leads_somewhere(name: str) -> None:
             assert anchor in slugs, f"{name}: {target}"
 
 
+def test_every_test_that_the_guide_names_for_a_promise_is_there() -> None:
+    named = re.findall(r"`(tests/[^`]+)`", document("GUIDE.md"))
+    assert len(named) > 5
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_the_recipes_in_the_guide_have_the_numbers_that_it_says() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|.*\|$", document("GUIDE.md"), re.M
@@ -165,22 +170,11 @@ class Reader:
         self.folder = folder
         self._exports = folder / ".exports"
         self._served: set[str] = set()
-        shutil.copy(ROOT / "pyproject.toml", folder)
-        for name in ("src", "docs"):
-            (folder / name).symlink_to(ROOT / name)
-        (folder / ".venv").symlink_to(sys.prefix)
-        (folder / ".dagster").mkdir()
-        shutil.copy(ROOT / "src/dagster_nanochat/instance.yaml", folder / ".dagster/dagster.yaml")
-        (folder / ".env").write_text(f"DAGSTER_HOME={folder}/.dagster\n")
-        settings = {
-            "DAGSTER_HOME": f"{folder}/.dagster",
+        settings = make_checkout(folder) | {
             "HF_HUB_OFFLINE": "1",
             "HOME": str(folder),
             "LANG": "C.UTF-8",
             "NANOCHAT_RECIPES": f"{folder}/my_recipes.py",
-            "NANOCHAT_STORE": f"{folder}/data/store",
-            "NANOCHAT_THREADS": "1",
-            "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
         }
         kept = ("CXX", "SSL_CERT_FILE", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
         self._environment = settings | {name: os.environ[name] for name in kept if name in os.environ}

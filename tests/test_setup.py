@@ -117,3 +117,12 @@ def test_where_nothing_has_changed_the_set_up_installs_nothing(checkout: Path) -
     assert "pip install" not in make(checkout, "--dry-run", "setup")
     (checkout / "requirements.lock").write_text("# changed\n")
     assert "requirements.lock" in make(checkout, "--dry-run", "setup")
+
+
+def test_ci_stops_at_once_where_the_test_data_is_missing(checkout: Path) -> None:
+    (checkout / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", checkout / ".ci")
+    result = subprocess.run([checkout / ".ci" / "run"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "needs the test data" in result.stderr
+    assert result.stdout == ""

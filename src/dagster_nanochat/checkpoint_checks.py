@@ -38,8 +38,8 @@ def accuracy_result(receipt: Receipt, name: str, least: float) -> dg.AssetCheckR
         passed=accuracy >= least,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{accuracy:.1%} of {questions} questions (95 % interval {interval.low:.1%}–{interval.high:.1%}, chance "
-            f"{metrics[f'{name}_chance']:.1%}), at least {least:.0%} wanted"
+            f"{accuracy:.1%} of {questions} questions (95 % interval {interval.low:.1%}–{interval.high:.1%}, "
+            f"chance {metrics[f'{name}_chance']:.1%}), at least {least:.0%} wanted"
         ),
         metadata={
             "accuracy": accuracy,

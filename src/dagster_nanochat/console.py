@@ -38,7 +38,7 @@ class ProgressFilter(logging.Filter):
         return record.levelno >= PROGRESS_LEVEL
 
 
-@dg.logger(description="Progress for people at a terminal")
+@dg.logger({}, description="Progress for people at a terminal")
 def progress_logger(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("nanochat.progress", level=logging.DEBUG)
     handler = logging.StreamHandler(sys.stdout)

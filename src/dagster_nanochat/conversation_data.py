@@ -15,8 +15,8 @@ from nanochat.data.conversations import ConversationError
 from nanochat.data.hub import HubError
 from nanochat.data.identity import DataNeeded, conversation_digests, shard_digests
 from nanochat.data.stage_data import (
-    count_characters,
     corpus_digest,
+    count_characters,
     task_context,
     write_stage_data,
 )
@@ -78,5 +78,3 @@ def conversation_data_result(
 
     built = build_stage(context, stage, recipe, opened, config, make)
     return built_result(context, built, model=recipe.name, store=store)
-
-

@@ -23,7 +23,9 @@ class StageConfig(dg.Config):
     """What a person may say about one run of a stage. Tags of the same meaning reach every stage of a run."""
 
     max_hours: float | None = Field(
-        default=None, gt=0, description=f"Refuse to start above so many hours on this machine ({MAX_HOURS_TAG})"
+        default=None,
+        gt=0,
+        description=f"Refuse to start above so many hours on this machine ({MAX_HOURS_TAG})",
     )
     max_usd: float | None = Field(
         default=None, gt=0, description=f"Refuse to start above so many dollars ({MAX_USD_TAG})"
@@ -59,8 +61,8 @@ def check_estimate(
         cap = _cap(context, config.max_usd, MAX_USD_TAG, DEFAULT_MAX_USD)
         if dollars > cap:
             raise dg.Failure(
-                f"{plan.stage} of {recipe.name} is estimated at ${dollars:.2f} on {offer.name}, above the cap "
-                f"of ${cap:.2f}. Raise it with the run tag {MAX_USD_TAG} (see `nanochat plan --model "
+                f"{plan.stage} of {recipe.name} is estimated at ${dollars:.2f} on {offer.name}, above the "
+                f"cap of ${cap:.2f}. Raise it with the run tag {MAX_USD_TAG} (see `nanochat plan --model "
                 f"{recipe.name}`).",
                 allow_retries=False,
             )

@@ -20,7 +20,11 @@ def show_inference_folder(context: dg.AssetExecutionContext, store: StoreResourc
     tokenizer = current_receipt(opened, recipe.name, "tokenizer")
     if receipt is None or tokenizer is None:
         return
-    files = (receipt.output("model.safetensors"), receipt.output("model.json"), tokenizer.output("tokenizer.json"))
+    files = (
+        receipt.output("model.safetensors"),
+        receipt.output("model.json"),
+        tokenizer.output("tokenizer.json"),
+    )
     folder = show_files(opened, files, data_folder(opened).parent / "checkpoint" / recipe.name)
     document = {
         "schema": "nanochat.checkpoint",

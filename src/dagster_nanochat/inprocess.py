@@ -51,7 +51,8 @@ def build_stage(
     states = resolve(recipe, store)
     state = states[stage]
     require_upstream(state, states, recipe.name)
-    assert state.fingerprint is not None and state.identity is not None
+    assert state.fingerprint is not None
+    assert state.identity is not None
     record_identity(store, state)
     if state.status is Status.FRESH and not config.forced(context, stage):
         assert state.receipt is not None
@@ -59,7 +60,11 @@ def build_stage(
         return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=state.receipt, built=False)
     token = new_token()
     lease = LeaseKeeper(
-        store, f"{state.prefix}/lease.json", token=token, owner=f"run {context.run.run_id[:8]}", ttl_s=_LEASE_TTL_S
+        store,
+        f"{state.prefix}/lease.json",
+        token=token,
+        owner=f"run {context.run.run_id[:8]}",
+        ttl_s=_LEASE_TTL_S,
     )
     try:
         lease.take()
@@ -105,8 +110,6 @@ def build_stage(
 
 
 def _keep(store: ObjectStore, prefix: str, path: Path) -> FileRef:
-    reference = FileRef(
-        key=f"{prefix}/{path.name}", size_bytes=path.stat().st_size, sha256=digest_file(path)
-    )
+    reference = FileRef(key=f"{prefix}/{path.name}", size_bytes=path.stat().st_size, sha256=digest_file(path))
     store.put_file(reference.key, path, move=True)
     return reference

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator
 
-
 import dagster as dg
 
 from dagster_nanochat.guards import StageConfig, check_estimate
@@ -93,7 +92,8 @@ def train_stage(
     states = resolve(recipe, store)
     state = states[stage]
     if state.status is Status.FRESH and not config.forced(context, stage):
-        assert state.receipt is not None and state.fingerprint is not None
+        assert state.receipt is not None
+        assert state.fingerprint is not None
         point(store, recipe.name, stage, state.fingerprint)
         context.log.info(f"{stage}: fresh, nothing to do (receipt {state.receipt.digest()[:6]}…)")
         return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=state.receipt, built=False)
@@ -119,7 +119,9 @@ def _put_plan(store: ObjectStore, state: StageState, plan: StagePlan) -> None:
 
 
 @contextlib.contextmanager
-def _slot(context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe, stage: str) -> Iterator[LeaseKeeper]:
+def _slot(
+    context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe, stage: str
+) -> Iterator[LeaseKeeper]:
     """One training stage at a time on this machine: wait, saying so, until the slot is free."""
     keeper = LeaseKeeper(
         store,
@@ -243,7 +245,8 @@ class _Attempt:
             if receipt is not None
         )
         tokenizer = receipts["tokenizer"]
-        assert tokenizer is not None and self._state.identity is not None
+        assert tokenizer is not None
+        assert self._state.identity is not None
         train, validation = shard_files(self._store, recipe) if stage == "base" else ((), None)
         previous = receipts.get({"midtrain": "base", "sft": "midtrain"}.get(stage, ""))
         data = receipts.get({"midtrain": "midtrain_data", "sft": "sft_data"}.get(stage, ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -13,6 +13,7 @@ from nanochat.export.curves import loss_curve_png
 from nanochat.export.markdown import table
 from nanochat.store import ObjectStore
 from nanochat.store.receipts import Receipt
+
 
 def live_metrics_key(model: str, stage: str) -> dg.AssetKey:
     """The external asset that shows a running stage's metrics."""

@@ -50,9 +50,7 @@ class EventStreamReader(dg.PipesMessageReader):
         for event in events:
             for method, params in self._messages(event):
                 self._handler.handle_message(
-                    PipesMessage(
-                        __dagster_pipes_version=PIPES_PROTOCOL_VERSION, method=method, params=params
-                    )
+                    PipesMessage(__dagster_pipes_version=PIPES_PROTOCOL_VERSION, method=method, params=params)
                 )
         return events
 

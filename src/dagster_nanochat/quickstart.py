@@ -18,7 +18,6 @@ from dagster_nanochat.guards import FORCE_TAG
 from dagster_nanochat.reporting import find_recipe
 from nanochat.data.sources import get_source
 from nanochat.recipes import Recipe
-from nanochat.store import project_root
 
 # Asset → the name its stage has in the summary.
 _STAGE_LINES = {
@@ -29,14 +28,17 @@ _STAGE_LINES = {
 }
 
 
-def load_environment() -> None:
-    """Read the project's `.env`, as `dg` does, so that every command shares one history."""
-    from dotenv import load_dotenv
-
-    load_dotenv(project_root() / ".env")
-    home = os.environ.get("DAGSTER_HOME")
-    if home:
-        Path(home).mkdir(parents=True, exist_ok=True)
+# Counts behind a rate, and what the plan has said before: in the report, not in the table.
+_DETAILS = (
+    "_correct",
+    "_questions",
+    "_skipped",
+    "skipped_batches",
+    "flops",
+    "parameters",
+    "dollars",
+    "epochs",
+)
 
 
 def run_quickstart(model: str, *, force: str, question: str) -> int:
@@ -44,7 +46,9 @@ def run_quickstart(model: str, *, force: str, question: str) -> int:
     recipe = find_recipe(model)
     if recipe is None:
         return 1
-    load_environment()
+    home = os.environ.get("DAGSTER_HOME")
+    if home:
+        Path(home).mkdir(parents=True, exist_ok=True)
     # Dagster's notes to developers about its own preview features are not for this terminal.
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -52,9 +56,11 @@ def run_quickstart(model: str, *, force: str, question: str) -> int:
 
     definitions = defs()
     start = time.monotonic()
-    with dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.get() if home else dg.DagsterInstance.ephemeral() as instance:
         if instance.is_ephemeral:
-            print("warning: DAGSTER_HOME is not set, so Dagster keeps no history of this run", file=sys.stderr)
+            print(
+                "warning: DAGSTER_HOME is not set, so Dagster keeps no history of this run", file=sys.stderr
+            )
         tags = {FORCE_TAG: force} if force else {}
         ingested = _run(definitions, "ingest_shards", instance, _shard_tags(recipe), {})
         if not ingested.success:
@@ -103,7 +109,7 @@ def _explain(result: dg.ExecuteInProcessResult) -> int:
 
 
 def _materializations(result: dg.ExecuteInProcessResult) -> dict[str, Mapping[str, Any]]:
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for event in result.all_events:
         if event.is_step_materialization and event.asset_key:
             metadata = event.materialization.metadata
@@ -119,8 +125,8 @@ def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: fl
     table = Table("metric", "value", title=f"{recipe.name}: what was measured", title_justify="left")
     for asset in _STAGE_LINES:
         for name, value in made.get(asset, {}).items():
-            if isinstance(value, float | int) and not isinstance(value, bool):
-                shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+            if isinstance(value, float | int) and not isinstance(value, bool) and not name.endswith(_DETAILS):
+                shown = f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
                 table.add_row(f"{_STAGE_LINES[asset]} · {name}", shown)
     console.print(table)
     failed_checks = [

@@ -36,9 +36,7 @@ def print_plan(model: str, *, as_json: bool) -> int:
     if recipe is None:
         return 1
     machine = this_machine()
-    plan = plan_model(
-        recipe, open_store(), machine=machine.name, flops_per_s=machine.training_flops_per_s
-    )
+    plan = plan_model(recipe, open_store(), machine=machine.name, flops_per_s=machine.training_flops_per_s)
     if as_json:
         print(json.dumps(plan.model_dump(mode="json"), indent=1))
     else:
@@ -66,7 +64,17 @@ def _show_plan(plan: ModelPlan, *, memory_bytes: int) -> None:
         f"on {plan.machine}: about {plan.machine_flops_per_s / 1e12:.2f} TFLOP/s of training (estimate)\n"
     )
     table = Table(box=None, pad_edge=False)
-    for column in ("stage", "state", "steps", "tokens", "FLOPs", "hours here", "memory", "disk", "fingerprint"):
+    for column in (
+        "stage",
+        "state",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "hours here",
+        "memory",
+        "disk",
+        "fingerprint",
+    ):
         table.add_column(column, justify="left" if column in ("stage", "state", "fingerprint") else "right")
     for stage in plan.stages:
         guessed = "~" if stage.estimated else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from dagster_nanochat.guards import StageConfig
@@ -86,7 +88,7 @@ def built_result(
     *,
     model: str,
     store: StoreResource,
-    extra: dict[str, object] | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> dg.MaterializeResult:
     """A stage's materialization, from its receipt."""
     context.log.info(built.summary)

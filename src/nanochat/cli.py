@@ -156,6 +156,11 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def main() -> None:
-    """The program `nanochat`."""
+    """The program `nanochat`. The project's `.env` says where history and store are; the shell wins."""
+    from dotenv import load_dotenv
+
+    from nanochat.store import project_root
+
+    load_dotenv(project_root() / ".env")
     register_commands(app)
     app()

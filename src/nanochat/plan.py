@@ -173,7 +173,7 @@ def _work(
         return max(1, tokens // section.batch_tokens), tokens, ("steps", "tokens") if guessed else ()
     if stage == "sft" and recipe.sft:
         section_sft = recipe.sft
-        rows = mixture_rows(section_sft.mixture)
+        rows = _rows(section_sft.mixture, states.get("sft_data"))
         steps = section_sft.steps or max(1, rows // section_sft.batch_rows)
         tokens, guessed = _mixture_tokens(section_sft.mixture, states.get("sft_data"))
         seen = int(tokens * steps * section_sft.batch_rows / max(1, rows))
@@ -184,6 +184,13 @@ def _work(
 def mixture_rows(mixture: tuple[Ingredient, ...]) -> int:
     """Conversations of one pass, where "all" is the published size of the task."""
     return sum((part.rows or TASK_ROWS.get(part.task, 1_000)) * part.repeat for part in mixture)
+
+
+def _rows(mixture: tuple[Ingredient, ...], data: StageState | None) -> int:
+    """Conversations of one pass: counted where the mixture is written, else estimated."""
+    if data and data.receipt and "rows" in data.receipt.metrics:
+        return int(data.receipt.metrics["rows"])
+    return mixture_rows(mixture)
 
 
 def _mixture_tokens(mixture: tuple[Ingredient, ...], data: StageState | None) -> tuple[int, bool]:

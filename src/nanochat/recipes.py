@@ -213,8 +213,9 @@ class Sft:
     """Supervised fine-tuning: one conversation a row, loss on what the assistant says.
 
     batch_rows: conversations in the global batch. max_tokens: longer conversations are clipped and
-    counted. steps: None means one pass over the mixture. skills: at the end, ask the held-out
-    questions of `nanochat.data.heldout`.
+    counted. steps: None means one pass over the mixture. mmlu_task, arc_easy_task: where the questions
+    come from that are asked every `eval_every` steps (None: not asked). skills: at the end, ask the
+    held-out questions of `nanochat.data.heldout`.
     """
 
     mixture: tuple[Ingredient, ...]
@@ -222,15 +223,13 @@ class Sft:
     max_tokens: PositiveInt | None = None
     steps: PositiveInt | None = None
     optimizer: Optimizer = dataclasses.field(
-        default_factory=lambda: Optimizer(
-            lr_factor=0.02, muon_momentum_start=0.95, muon_momentum_end=0.95
-        )
+        default_factory=lambda: Optimizer(lr_factor=0.02, muon_momentum_start=0.95, muon_momentum_end=0.95)
     )
     schedule: Schedule = dataclasses.field(default_factory=lambda: Schedule(warmdown=1.0))
     eval_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 500
-    mmlu_task: str = "mmlu"
-    arc_easy_task: str = "arc_easy"
+    mmlu_task: str | None = "mmlu"
+    arc_easy_task: str | None = "arc_easy"
     eval_questions: PositiveInt = 1024
     skills: bool = False
     seed: int = 42
@@ -306,7 +305,7 @@ class Recipe:
             raise RecipeError(str(document.get("name", "?")), explain(error)) from error
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with other sections, e.g. ``recipe.replace(base=dataclasses.replace(recipe.base, steps=10))``."""
+        """A copy with other sections: ``recipe.replace(base=dataclasses.replace(recipe.base, steps=9))``."""
         return dataclasses.replace(self, **changes)
 
 
@@ -325,7 +324,7 @@ class RecipeError(ValueError):
 def explain(error: ValidationError) -> str:
     """A pydantic error as one line: every field with what is wrong."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']} (got {item['input']!r:.80})"
+        f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']} (got {item['input']!r:.80})"
         for item in error.errors(include_url=False, include_context=False)
     )
 
@@ -467,7 +466,13 @@ def quick() -> Recipe:
             eval_every=400,
             eval_tokens=200_000,
             checkpoint_every=400,
-            sample_prompts=("Return the", "The string is", "A list of", "This module provides", "If the file"),
+            sample_prompts=(
+                "Return the",
+                "The string is",
+                "A list of",
+                "This module provides",
+                "If the file",
+            ),
             ngram_baselines=True,
         ),
         midtrain=Midtrain(

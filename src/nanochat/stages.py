@@ -116,7 +116,9 @@ STAGES: dict[str, StageSpec] = {
             name="sft_data",
             version=1,
             upstream=(),
-            sections=lambda r: {"sft": _mixture(r.sft, "mmlu_task", "arc_easy_task", "eval_questions", "skills")},
+            sections=lambda r: {
+                "sft": _mixture(r.sft, "mmlu_task", "arc_easy_task", "eval_questions", "skills")
+            },
             data=lambda r, store: conversation_digests(store, r, "sft"),
             enabled=lambda r: r.sft is not None,
             sources=("data/tasks", "data/mixture.py", "data/conversations.py", "data/questions.py"),
@@ -280,9 +282,7 @@ def difference(old: Identity, new: Identity) -> list[str]:
         if before.get(name) != after.get(name):
             changes.append(f"{name}: {before.get(name, '(absent)')} → {after.get(name, '(absent)')}")
     changes += [
-        f"upstream {name} changed"
-        for name in new.upstream
-        if old.upstream.get(name) != new.upstream[name]
+        f"upstream {name} changed" for name in new.upstream if old.upstream.get(name) != new.upstream[name]
     ]
     changed_data = [
         name for name in sorted(old.data.keys() | new.data.keys()) if old.data.get(name) != new.data.get(name)

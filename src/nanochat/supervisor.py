@@ -298,7 +298,9 @@ def stop_process_tree(pid: int, *, grace_s: float) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", required=True, help="URL of the store")
     parser.add_argument("--job", required=True, help="key of job.json in the store")
     options = parser.parse_args(arguments)

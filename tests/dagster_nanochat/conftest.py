@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-TINY_RECIPE = r'''
+TINY_RECIPE = r"""
 import dataclasses
 from nanochat.recipes import (
-    Base, Data, Evaluation, Hardware, Ingredient, Midtrain, Model, Optimizer, Recipe, Schedule, Sft, Tokenizer,
-    gpt4_pattern,
+    Base, Data, Hardware, Ingredient, Midtrain, Model, Recipe, Sft, Tokenizer, gpt4_pattern,
 )
 
 def _mixture(rows):
@@ -42,7 +41,7 @@ TINY = Recipe(
 )
 TWIN = dataclasses.replace(TINY, name="twin", midtrain=None, sft=None)
 RECIPES = [TINY, TWIN]
-'''
+"""
 
 FOLDER = Path(tempfile.mkdtemp(prefix="nanochat-tests-"))
 TEXT = FOLDER / "text"
@@ -62,7 +61,9 @@ def write_text(folder: Path) -> None:
     rows = []
     for path in sorted(Path(os.__file__).parent.glob("[a-z]*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
                 name = getattr(node, "name", "")
                 row = {"source": "python", "module": path.stem, "name": name, "kind": "docstring", "part": 0}
                 rows.append({"text": text, **row})

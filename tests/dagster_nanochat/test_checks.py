@@ -9,9 +9,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import rustbpe
 from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckKey
 
+import rustbpe
 from nanochat.data.shards import ingest_shards, read_record
 from nanochat.data.sources import get_source
 from nanochat.evaluation.tokenizer_quality import evaluation_texts
@@ -190,7 +190,9 @@ def test_base_val_bpb(store: FileStore, evaluate: Evaluate, monkeypatch: pytest.
     assert not evaluate("base_model_checkpoint", "base_val_bpb").passed
 
 
-@pytest.mark.parametrize(("check", "name"), [("sft_mmlu_accuracy", "mmlu"), ("sft_arc_easy_accuracy", "arc_easy")])
+@pytest.mark.parametrize(
+    ("check", "name"), [("sft_mmlu_accuracy", "mmlu"), ("sft_arc_easy_accuracy", "arc_easy")]
+)
 def test_accuracy_with_questions_chance_and_interval(
     store: FileStore, evaluate: Evaluate, check: str, name: str
 ) -> None:

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import dagster as dg
 import pytest
-
-from nanochat.store import project_root
+from standins.checkout import make_checkout
 
 BIN = Path(sys.executable).parent
 
@@ -20,14 +19,10 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, module_environment) -> SimpleNamespace:
     """A store, a history, and `run(command…)` in the repository with both in the environment."""
-    root = tmp_path_factory.mktemp("project")
-    home = root / "dagster"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    root = tmp_path_factory.mktemp("project").resolve()
     environment = {
         **os.environ,
-        "NANOCHAT_STORE": str(root / "data" / "store"),
-        "DAGSTER_HOME": str(home),
+        **make_checkout(root),
         "DAGSTER_MODULE_NAME": "dagster_nanochat.definitions",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
@@ -36,14 +31,14 @@ def project(tmp_path_factory, module_environment) -> SimpleNamespace:
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],
-            cwd=project_root(),
+            cwd=root,
             env=environment,
             capture_output=True,
             text=True,
             timeout=280,
         )
 
-    return SimpleNamespace(root=root, run=run, home=home, environment=environment)
+    return SimpleNamespace(root=root, run=run, home=root / ".dagster")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +122,9 @@ def test_chat_prints_one_answer_and_nothing_else(
 ) -> None:
     answers = {project.run("nanochat", "chat", "--model", "tiny", "Who are you?").stdout for _ in range(2)}
     assert len(answers) == 1, "greedy answers are the same every time"
-    result = project.run("nanochat", "chat", "--model", "tiny", "--source", "base", "--max-tokens", "4", "The")
+    result = project.run(
+        "nanochat", "chat", "--model", "tiny", "--source", "base", "--max-tokens", "4", "The"
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
@@ -121,7 +120,9 @@ def test_every_optimisation_step_is_in_the_event_stream(built: SimpleNamespace) 
 
 
 def test_metrics_of_a_stage_are_observed_on_its_live_asset(built: SimpleNamespace) -> None:
-    records = built.instance.fetch_observations(dg.AssetKey(["live_metrics", "tiny", "base"]), limit=200).records
+    records = built.instance.fetch_observations(
+        dg.AssetKey(["live_metrics", "tiny", "base"]), limit=200
+    ).records
     assert 12 <= len(records) <= 100
     names = set().union(*(record.asset_observation.metadata for record in records))
     assert {"loss", "lr", "tokens_per_s", "eta_s", "memory_bytes", "val_bpb"} <= names
@@ -141,7 +142,9 @@ def test_every_check_has_an_evaluation_with_its_partition(built: SimpleNamespace
     storage = built.instance.event_log_storage
     for asset, names in checks.items():
         for name in names:
-            (record,) = storage.get_asset_check_execution_history(AssetCheckKey(dg.AssetKey(asset), name), limit=5)
+            (record,) = storage.get_asset_check_execution_history(
+                AssetCheckKey(dg.AssetKey(asset), name), limit=5
+            )
             assert record.partition == "tiny", name
             assert record.event is not None, name
     shards = storage.get_asset_check_execution_history(
@@ -194,7 +197,9 @@ def test_the_report_tells_lineage_data_and_metrics(built: SimpleNamespace) -> No
     assert document["stages"]["base"]["metrics"]["val_bpb"] > 0
 
 
-def test_a_second_run_trains_nothing_and_says_so(built: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_trains_nothing_and_says_so(
+    built: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[object] = []
     real = subprocess.Popen
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+
 from nanochat.recipes import (
     Recipe,
     RecipeError,
@@ -76,7 +77,7 @@ def test_a_users_file_adds_recipes_and_a_wrong_one_is_left_out(tmp_path) -> None
     path = tmp_path / "mine.py"
     path.write_text(
         "from nanochat.recipes import from_depth, quick\n"
-        "RECIPES = [from_depth(6, name='mine', vocab_size=16_384), {**quick().to_json(), 'name': 'bad', 'base': {}}]\n"
+        "RECIPES = [from_depth(6, name='mine'), {**quick().to_json(), 'name': 'bad', 'base': {}}]\n"
     )
     book = load_recipes(path)
     assert "mine" in book.recipes

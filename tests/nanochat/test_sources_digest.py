@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nanochat.sources_digest as digests
 import pytest
+
+import nanochat.sources_digest as digests
 from nanochat.stages import STAGES
 
 LOCK = Path(__file__).parents[1] / "golden" / "stage_sources.json"
@@ -40,15 +41,23 @@ def digest_of(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
 
 def test_comments_docstrings_and_blank_lines_do_not_count(tmp_path, monkeypatch) -> None:
     plain = digest_of("def f(x):\n    return x + 1\n", tmp_path, monkeypatch)
-    commented = '"""Module."""\n\n\ndef f(x):  # why\n    """Doc.\n\n    More.\n    """\n\n    # because\n    return x + 1\n'
+    commented = '"""Module."""\n\n\ndef f(x):  # why\n    """Doc.\n\n    More.\n    """\n'
+    commented += "\n    # because\n    return x + 1\n"
     assert digest_of(commented, tmp_path, monkeypatch) == plain
 
 
 @pytest.mark.parametrize(
-    "code", ["def f(x):\n    return x + 2\n", 'def f(x):\n    return "# no comment"\n', "def g(x):\n    return x + 1\n"]
+    "code",
+    [
+        "def f(x):\n    return x + 2\n",
+        'def f(x):\n    return "# no comment"\n',
+        "def g(x):\n    return x + 1\n",
+    ],
 )
 def test_code_and_strings_count(code: str, tmp_path, monkeypatch) -> None:
-    assert digest_of(code, tmp_path, monkeypatch) != digest_of("def f(x):\n    return x + 1\n", tmp_path, monkeypatch)
+    assert digest_of(code, tmp_path, monkeypatch) != digest_of(
+        "def f(x):\n    return x + 1\n", tmp_path, monkeypatch
+    )
 
 
 if __name__ == "__main__":

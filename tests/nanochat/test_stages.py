@@ -188,7 +188,9 @@ def test_other_text_makes_the_stages_that_read_it_stale(recipe: Recipe, store: F
 def test_a_stage_without_its_shards_says_which_and_how_to_get_them(recipe: Recipe, tmp_path) -> None:
     states = resolve(recipe, FileStore(tmp_path / "empty"))
     assert states["base"].fingerprint is None
-    assert any("words_0…words_1" in need and "dg launch --job ingest_shards" in need for need in states["base"].needs)
+    assert any(
+        "words_0…words_1" in need and "dg launch --job ingest_shards" in need for need in states["base"].needs
+    )
     assert states["midtrain_data"].fingerprint is not None
 
 
@@ -204,7 +206,9 @@ def test_a_live_lease_shows_as_running_with_its_owner(recipe: Recipe, store: Fil
     assert stale(recipe, store) == set()
 
 
-def test_a_users_conversation_file_counts_by_content_not_by_path(recipe: Recipe, store: FileStore, tmp_path) -> None:
+def test_a_users_conversation_file_counts_by_content_not_by_path(
+    recipe: Recipe, store: FileStore, tmp_path
+) -> None:
     line = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}\n'
     first, second = tmp_path / "a.jsonl", tmp_path / "deep" / "b.jsonl"
     second.parent.mkdir()

@@ -77,7 +77,8 @@ def conversation_digests(
     context = task_context(store, recipe, corpus_digest=digest, fetch=fetch)
     tasks = list(section.mixture)
     if isinstance(section, Sft):
-        tasks += [Ingredient(task=section.mmlu_task), Ingredient(task=section.arc_easy_task)]
+        asked = (section.mmlu_task, section.arc_easy_task)
+        tasks += [Ingredient(task=task) for task in asked if task is not None]
     digests: dict[str, str] = {}
     needs: list[str] = []
     for number, ingredient in enumerate(tasks):

@@ -66,7 +66,9 @@ class StoredHub:
     def digest(self, repo: str, config: str, split: str) -> str:
         """Of the files' content."""
         files = self._references(repo, config, split)
-        return digest_json({"repo": repo, "config": config, "split": split, "files": [f.sha256 for f in files]})
+        return digest_json(
+            {"repo": repo, "config": config, "split": split, "files": [f.sha256 for f in files]}
+        )
 
     def _references(self, repo: str, config: str, split: str) -> tuple[FileRef, ...]:
         if not self._fetch and not self._datasets.has(repo, config, split):
@@ -138,10 +140,14 @@ def write_stage_data(
             context=context,
             progress=functools.partial(_say, progress, split),
         )
-    files = [folder / TRAIN, folder / VALIDATION]
+    files = [folder / TRAIN]
+    if reports["validation"].rows:  # the user's own conversations and the identity ones are all for training
+        files.append(folder / VALIDATION)
     questions: dict[str, int] = {}
     if isinstance(section, Sft):
         for name, task in ((MMLU, section.mmlu_task), (ARC_EASY, section.arc_easy_task)):
+            if task is None:
+                continue
             chosen = load_questions(task, split="test", context=context, limit=section.eval_questions)
             questions[name.removesuffix(".jsonl")] = write_questions(folder / name, chosen)
             files.append(folder / name)

@@ -38,8 +38,10 @@ def loss_curve_png(events: Iterable[Event], title: str) -> bytes | None:
         right = axes.twinx()
         right.plot(list(bpb), list(bpb.values()), "o--", color="C1", label="validation bits per byte")
         right.set_ylabel("bits per byte")
-        right.legend(loc="upper center")
-    axes.legend(loc="upper right")
+        lines = [*axes.get_lines()[1:], *right.get_lines()]
+        axes.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
+    else:
+        axes.legend(loc="upper right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -23,6 +23,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1e5 else f"{value:.4g}"
     text = "" if value is None else str(value)
     return text.replace("|", "\\|").replace("\n", " ⏎ ")

@@ -134,7 +134,13 @@ def _settings(recipe: Recipe) -> str:
         lines += [
             f"### {section}",
             "",
-            table([{k: v for k, v in row.items() if k != "section"} for row in rows if row["section"] == section]),
+            table(
+                [
+                    {k: v for k, v in row.items() if k != "section"}
+                    for row in rows
+                    if row["section"] == section
+                ]
+            ),
             "",
         ]
     return "\n".join(lines)

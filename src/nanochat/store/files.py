@@ -22,7 +22,7 @@ _TEMPORARY = ".tmp-"
 
 
 class FileStore:
-    """Objects as files under `root`. Etags of objects are the digest of small ones, size and time of large ones."""
+    """Objects as files under `root`. An etag is a small object's digest, a large one's size and time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()

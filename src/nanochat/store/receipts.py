@@ -63,17 +63,17 @@ class Receipt(Document):
     created_at: datetime.datetime
     seconds: float
     inputs: tuple[InputRef, ...] = ()
-    data: dict[str, str] = {}
+    data: dict[str, str] = Field(default_factory=dict)
     outputs: tuple[FileRef, ...]
-    metrics: dict[str, float] = {}
-    tables: dict[str, list[dict[str, Any]]] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = Field(default_factory=dict)
     samples: tuple[dict[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     attempts: tuple[AttemptCost, ...] = ()
     code_revision: str | None = None
     sources_sha256: str | None = None
     image_digest: str | None = None
-    hardware: dict[str, str | int | float] = {}
+    hardware: dict[str, str | int | float] = Field(default_factory=dict)
     events_key: str | None = None
 
     @property

@@ -40,12 +40,12 @@ class TrainingJob(Document):
     store_url: str
     prefix: str
     inputs: tuple[InputRef, ...] = ()
-    data: dict[str, str] = {}
+    data: dict[str, str] = Field(default_factory=dict)
     shards: tuple[FileRef, ...] = ()
     validation: FileRef | None = None
     tokenizer: FileRef
     init_checkpoint: tuple[FileRef, ...] = ()
-    conversations: dict[str, FileRef] = {}
+    conversations: dict[str, FileRef] = Field(default_factory=dict)
     hardware: JobHardware = JobHardware()
     deadline_s: float = Field(default=86_400.0, gt=0)
     watch_grace_s: float | None = Field(default=120.0, gt=0)

@@ -8,6 +8,7 @@ of the same training is resumed, and what was passed over is said.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import traceback
@@ -110,6 +111,9 @@ class _Run:
             model, stage.section.optimizer, stage.section.schedule, stage.steps, runtime.newton_schulz_dtype
         )
         resumed = self._resume(card, stage, model, optimizers)
+        steps_left = stage.steps - (resumed[1].progress.step if resumed else 0)
+        if runtime.compile and steps_left:
+            runtime = self._compile(stage, model, optimizers, runtime)
         self._train(stage, card, model, optimizers, runtime, resumed)
 
     # ----------------------------------------------------------------------------------------------
@@ -192,6 +196,19 @@ class _Run:
                 "warning",
             )
 
+    def _compile(self, stage: Stage, model: GPT, optimizers: Optimizers, runtime: Runtime) -> Runtime:
+        self.events.emit("phase", name="compile")
+        context = self.job.recipe.model.context
+        rows = len(range(self.world.rank, stage.batch_tokens // context, self.world.size))
+        if rows == 0:
+            return runtime
+        problem = runtime.compile_blocks(model, min(rows, self.job.hardware.device_batch_rows), context)
+        optimizers.zero_grad()
+        if problem is None:
+            return runtime
+        self._warn(f"torch.compile failed, training without it: {problem}")
+        return dataclasses.replace(runtime, compile=False)
+
     # ----------------------------------------------------------------------------------------------
     # Training and after
 
@@ -253,7 +270,7 @@ class _Run:
             eval_every=stage.section.eval_every,
             progress=progress,
         )
-        self.events.emit("phase", name="compile" if runtime.compile else "train")
+        self.events.emit("phase", name="train")
         try:
             trainer.run()
         finally:

@@ -141,10 +141,6 @@ class Trainer:
 
     def _record(self, record: StepRecord) -> None:
         self.records.append(record)
-        if len(self.records) == 1 and self.runtime.compile:
-            self.events.emit("phase", name="train")
-        if len(self.records) == 2:  # the first step also compiles and warms up
-            self._step_seconds = record.seconds
         previous = record.seconds if self._step_seconds is None else self._step_seconds
         self._step_seconds = (1 - _SMOOTHING) * previous + _SMOOTHING * record.seconds
         tokens_per_s = record.tokens / record.seconds

@@ -6,6 +6,7 @@ import datetime
 import json
 
 import pytest
+
 from nanochat.store import FileStore
 from nanochat.store.documents import DocumentError
 from nanochat.store.receipts import (

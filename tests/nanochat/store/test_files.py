@@ -6,6 +6,7 @@ import os
 import threading
 
 import pytest
+
 from nanochat.store import FileStore, ObjectNotFound, PreconditionFailed, StoreError, open_store
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from nanochat.recipes import quick
 from nanochat.store.fingerprint import UnstableValue, encode, fingerprint
 
@@ -50,7 +51,9 @@ def test_key_order_does_not_count_and_numbers_of_two_kinds_do() -> None:
     assert encode(True) is True
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", float("nan"), float("inf"), {1: "x"}, pathlib.Path("x")])
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"bytes", float("nan"), float("inf"), {1: "x"}, pathlib.Path("x")]
+)
 def test_what_has_no_stable_encoding_is_refused_by_its_path(value: object) -> None:
     with pytest.raises(UnstableValue, match=r"section\.field"):
         encode({"field": value}, "section")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import pytest
+
 from nanochat.store import FileStore
 from nanochat.store.leases import LeaseHeld, LeaseKeeper, LeaseLost, read_lease
 

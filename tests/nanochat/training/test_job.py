@@ -309,6 +309,23 @@ def test_code_that_fails_leaves_its_traceback(workshop: Workshop, monkeypatch: p
     assert "in broken" in error["traceback"]
 
 
+def test_a_compiler_that_fails_is_a_warning_and_the_training_is_the_same(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = workshop.run(workshop.job("base", prefix="stages/plain/x"))
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("g++: internal compiler error")
+
+    monkeypatch.setattr("torch.compile", lambda *arguments, **settings: fail)
+    compiled = workshop.run(workshop.job("base", compile="on"))
+    assert compiled.losses == plain.losses
+    assert compiled.result["hardware"]["compiled"] == 0
+    assert compiled.result["warnings"] == [
+        "torch.compile failed, training without it: RuntimeError: g++: internal compiler error"
+    ]
+
+
 def test_a_request_to_stop_in_this_process_keeps_a_checkpoint(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

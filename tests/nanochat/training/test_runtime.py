@@ -80,11 +80,29 @@ def test_a_compiled_block_trains_as_the_plain_one() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.05
-        choose(compile=compile, precision="float32").prepare(model).train()
+        chosen = choose(compile=compile, precision="float32")
+        chosen.prepare(model).train()
+        if chosen.compile:
+            assert chosen.compile_blocks(model, rows=4, tokens=16) is None
+            model.zero_grad()
         loss = model.loss_sum(ids[:, :-1], ids[:, 1:], torch.ones(4, 16) / 64)
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
+
+
+def test_a_compiler_that_fails_leaves_a_model_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **settings: object) -> object:
+        def fail(*arguments: object) -> object:
+            raise RuntimeError("g++: internal compiler error")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = GPT(Model(depth=1, width=16, heads=2, kv_heads=1, context=16), 40)
+    assert choose(compile="on").compile_blocks(model, 2, 8) == "RuntimeError: g++: internal compiler error"
+    ids = torch.zeros(2, 9, dtype=torch.long)
+    model.loss_sum(ids[:, :-1], ids[:, 1:], torch.ones(2, 8)).backward()
 
 
 def test_memory_is_measured() -> None:

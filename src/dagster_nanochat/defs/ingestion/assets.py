@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
+from dagster_nanochat.defs.ingestion.sources import source_key
 from dagster_nanochat.partitions import model_partitions, recipe_book, shard_partitions, shard_sources
 from dagster_nanochat.resources import StoreResource
 from dagster_nanochat.selection import required_recipe, required_shards
@@ -16,7 +17,7 @@ from dagster_nanochat.views import data_folder, show_file
 from nanochat.data.counts import ensure_counts
 from nanochat.data.hub import HubError
 from nanochat.data.shards import ShardRecord, ingest_shards
-from nanochat.data.sources import SourceError, get_source
+from nanochat.data.sources import SourceError, enabled_sources, get_source
 from nanochat.recipes import Tokenizer
 from nanochat.store import ObjectStore
 from nanochat.tokenizer_training import counting_digest
@@ -44,6 +45,7 @@ class IngestConfig(dg.Config):
         dg.AssetSpec(
             TRAINING_FILES,
             group_name="ingestion",
+            deps=[source_key(source.name) for source in enabled_sources()],
             kinds={"parquet"},
             skippable=True,
             description="A verified parquet shard of a source. A range of partitions is one run; what is "
@@ -157,7 +159,10 @@ def _is_recorded(context: dg.AssetExecutionContext, record: ShardRecord) -> bool
     """Whether Dagster's history has this very shard already: a second run adds no event."""
     event = context.instance.get_latest_data_version_record(TRAINING_FILES, partition_key=record.shard)
     materialization = event.asset_materialization if event else None
-    return materialization is not None and (materialization.tags or {}).get("dagster/data_version") == record.sha256
+    return (
+        materialization is not None
+        and (materialization.tags or {}).get("dagster/data_version") == record.sha256
+    )
 
 
 @dataclasses.dataclass(frozen=True)

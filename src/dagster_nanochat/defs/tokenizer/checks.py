@@ -10,8 +10,8 @@ from dagster_nanochat.defs.tokenizer.assets import tokenizer_training
 from dagster_nanochat.partitions import model_partitions
 from dagster_nanochat.resources import StoreResource
 from dagster_nanochat.selection import required_recipe
-from nanochat.data.shards import shard_path
 from nanochat.data.parquet import iter_texts
+from nanochat.data.shards import shard_path
 from nanochat.data.sources import get_source
 from nanochat.evaluation import tokenizer_quality as quality
 from nanochat.recipes import Recipe
@@ -26,7 +26,8 @@ def _tokenizer_path(store: ObjectStore, recipe: Recipe, folder: Path) -> Path:
     receipt = current_receipt(store, recipe.name, "tokenizer")
     if receipt is None:
         raise dg.Failure(
-            f"{recipe.name} has no tokenizer to check: materialize tokenizer_training first", allow_retries=False
+            f"{recipe.name} has no tokenizer to check: materialize tokenizer_training first",
+            allow_retries=False,
         )
     key = receipt.output("tokenizer.json").key
     return store.local_path(key) or store.fetch(key, folder / "tokenizer.json")
@@ -109,7 +110,8 @@ def _versus_gpt2(domain: quality.Domain) -> dg.AssetChecksDefinition:
         return dg.AssetCheckResult(
             passed=comparison.passes(most),
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"{comparison.relative_difference:+.1%} tokens beside GPT-2's, at most {most:+.0%} wanted",
+            description=f"{comparison.relative_difference:+.1%} tokens beside GPT-2's, "
+            f"at most {most:+.0%} wanted",
             metadata={
                 "tokens": comparison.ours,
                 "gpt2_tokens": comparison.gpt2,

@@ -34,12 +34,14 @@ class ConversationStage(Stage):
         return self.recipe.model.context + 1
 
     def prepare(self) -> None:
+        if "train" not in self.inputs.conversations:
+            raise ValueError("the job names no conversations to train on")
         self._train = self._render("train", None)
-        self._validation = self._render("validation", EVAL_CONVERSATIONS)
+        # A mixture of nothing but the user's own conversations has no validation part.
+        there = "validation" in self.inputs.conversations
+        self._validation = self._render("validation", EVAL_CONVERSATIONS) if there else None
 
     def _render(self, name: str, at_most: int | None) -> RenderedConversations:
-        if name not in self.inputs.conversations:
-            raise ValueError(f"the job names no {name} conversations")
         path = self.inputs.conversations[name]
         conversations = islice(read_conversations(path), at_most)
         return render_all(conversations, self.tokenizer, self.max_tokens, path.name)
@@ -59,6 +61,7 @@ class ConversationStage(Stage):
         )
 
     def _validation_batches(self, *, answers_only: bool) -> Iterator[MicroBatch]:
+        assert self._validation is not None
         return conversation_batches(
             self._validation,
             context=self.recipe.model.context,
@@ -102,6 +105,8 @@ class MidtrainStage(ConversationStage):
         return self._loader(state, self._global_rows, packed=True)
 
     def evaluate(self, model: GPT) -> Metrics:
+        if self._validation is None:
+            return {}
         batches = self._validation_batches(answers_only=False)
         loss = sum_over_ranks(byte_loss(model, batches, self.token_bytes))
         return {"val_bpb": loss.bits_per_byte, "val_loss": loss.nats_per_token}

@@ -50,7 +50,9 @@ class SftStage(ConversationStage):
         return self._loader(state, self.section.batch_rows, packed=False)
 
     def evaluate(self, model: GPT) -> Metrics:
-        metrics = {"val_loss": self.loss(model, self._validation_batches(answers_only=True))}
+        metrics: Metrics = {}
+        if self._validation is not None:
+            metrics["val_loss"] = self.loss(model, self._validation_batches(answers_only=True))
         for name, questions in self._questions.items():
             metrics |= self.accuracy(model, name, questions)
         return metrics
