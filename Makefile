@@ -13,6 +13,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= >=3.11,<3.14
+# Two workers, a file to one of them: its fixtures (a trained model, a server) are made once.
+PYTEST ?= -n 2 --dist loadfile
 TORCH ?= $(shell cat .venv/torch-build 2>/dev/null || echo default)
 ifeq ($(filter $(TORCH),default cpu),)
 $(error TORCH=$(TORCH): write default or cpu)
@@ -102,7 +104,7 @@ quickstart: setup
 test: setup
 	@if command -v cargo > /dev/null; then cargo test --quiet --manifest-path rustbpe/Cargo.toml; \
 	else echo "Rust is not installed: the crate's own tests are skipped"; fi
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
 # `make -k check` goes on after the first that fails.
 CHECKS := check-format check-style check-types check-arrows check-shell check-rust

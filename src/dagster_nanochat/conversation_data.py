@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -11,7 +13,7 @@ from dagster_nanochat.inprocess import Made, build_stage
 from dagster_nanochat.resources import StoreResource
 from dagster_nanochat.selection import required_recipe
 from dagster_nanochat.stage_assets import built_result, switched_off
-from nanochat.data.conversations import ConversationError
+from nanochat.data.conversations import ConversationError, read_conversations
 from nanochat.data.hub import HubError
 from nanochat.data.identity import DataNeeded, conversation_digests, shard_digests
 from nanochat.data.stage_data import (
@@ -21,7 +23,11 @@ from nanochat.data.stage_data import (
     write_stage_data,
 )
 from nanochat.data.tasks import TaskError
+from nanochat.recipes import Recipe
 from nanochat.stages import resolve
+from nanochat.store import ObjectStore
+from nanochat.store.receipts import Receipt, current_receipt
+from nanochat.tokenizer import Tokenizer
 
 
 def conversation_data_result(
@@ -77,4 +83,30 @@ def conversation_data_result(
         )
 
     built = build_stage(context, stage, recipe, opened, config, make)
-    return built_result(context, built, model=recipe.name, store=store)
+    tokens = _tokens(opened, recipe, built.receipt)
+    extra = {} if tokens is None else {"tokens": tokens}
+    return built_result(context, built, model=recipe.name, store=store, extra=extra)
+
+
+def _tokens(store: ObjectStore, recipe: Recipe, receipt: Receipt) -> int | None:
+    """Tokens of the training conversations for this model's tokenizer; counted once and kept.
+
+    They are no part of the data's own receipt: models with other tokenizers share the data.
+    """
+    tokenizer = current_receipt(store, recipe.name, "tokenizer")
+    if tokenizer is None:
+        return None
+    train = receipt.output("train.jsonl")
+    key = f"{train.key}.tokens/{tokenizer.fingerprint[:12]}.json"
+    if store.head(key) is None:
+        with tempfile.TemporaryDirectory(prefix="nanochat-tokens-") as folder:
+            paths = [
+                store.local_path(file.key) or store.fetch(file.key, Path(folder) / file.name)
+                for file in (tokenizer.output("tokenizer.json"), train)
+            ]
+            encoder = Tokenizer.load(paths[0])
+            count = sum(
+                len(encoder.render(conversation).ids) for conversation in read_conversations(paths[1])
+            )
+        store.put(key, json.dumps({"tokens": count}).encode())
+    return int(json.loads(store.get(key))["tokens"])

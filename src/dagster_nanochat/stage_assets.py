@@ -88,7 +88,7 @@ def built_result(
     *,
     model: str,
     store: StoreResource,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | int] | None = None,
 ) -> dg.MaterializeResult:
     """A stage's materialization, from its receipt."""
     context.log.info(built.summary)

@@ -38,7 +38,7 @@ def jobs() -> dg.Definitions:
                     partitions_def=model_partitions,
                     executor_def=_EXECUTOR,
                     tags={"dagster/partition": model, MAX_HOURS_TAG: str(max_hours)},
-                    description=f"model_training for {model}, capped at {max_hours:g} h on one's own machine.",
+                    description=f"model_training for {model}, capped at {max_hours:g} h on this machine.",
                 )
                 for name, model, max_hours in (
                     ("nanochat_quick", "quick", 1.0),

@@ -14,7 +14,10 @@ from dagster_nanochat.stage_assets import plan_result, training_result
     partitions_def=model_partitions,
     group_name="midtraining",
     # Some tasks take their words and questions from the model's own training text.
-    deps=[dg.AssetDep("training_files", partition_mapping=shards_to_models), "validation_files"],
+    deps=[
+        dg.AssetDep("training_files", partition_mapping=shards_to_models),
+        "tokenizer_training",  # counts the tokens
+    ],
     kinds={"python"},
     tags={"stage": "midtrain"},
     code_version="1",

@@ -14,7 +14,10 @@ from dagster_nanochat.stage_assets import plan_result, training_result
 @dg.asset(
     partitions_def=model_partitions,
     group_name="sft",
-    deps=[dg.AssetDep("training_files", partition_mapping=shards_to_models), "validation_files"],
+    deps=[
+        dg.AssetDep("training_files", partition_mapping=shards_to_models),
+        "tokenizer_training",  # counts the tokens
+    ],
     kinds={"python"},
     tags={"stage": "sft"},
     code_version="1",
