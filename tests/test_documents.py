@@ -7,11 +7,9 @@ which goes through the same graph in a minute. What cannot be run here says so i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from standins.checkout import make_checkout
+from standins.checkout import make_checkout, stop_server
 
 from nanochat.recipes import named_recipes, parameters
 
@@ -235,7 +233,7 @@ class Reader:
             assert answer is not None, log.read_text(errors="replace")[-3000:]
             assert "dagster_version" in answer.json()
         finally:
-            _stop(process)
+            stop_server(process)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://127.0.0.1:{port}/server_info", timeout=2)
 
@@ -251,16 +249,6 @@ def _wait_for_answer(url: str, process: subprocess.Popen[bytes], deadline_s: flo
             return answer
         time.sleep(0.3)
     return None
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and what it started: politely first."""
-    os.killpg(process.pid, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from standins.checkout import make_checkout
+from standins.checkout import make_checkout, stop_server
 
 BIN = Path(sys.executable).parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -47,6 +47,7 @@ def server(tmp_path_factory, module_environment) -> Iterator[str]:
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             url = f"http://127.0.0.1:{port}"
@@ -61,8 +62,7 @@ def server(tmp_path_factory, module_environment) -> Iterator[str]:
                     time.sleep(0.5)
             yield url
         finally:
-            process.terminate()
-            process.wait(timeout=60)
+            stop_server(process)
 
 
 @pytest.fixture(scope="module")

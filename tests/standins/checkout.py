@@ -6,8 +6,11 @@ them in the repository would write into the history of whoever runs the tests.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,3 +32,13 @@ def make_checkout(folder: Path) -> dict[str, str]:
         "NANOCHAT_THREADS": "1",
         "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
     }
+
+
+def stop_server(process: subprocess.Popen[bytes]) -> None:
+    """End a server that has a session of its own, and what it started: politely first."""
+    os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)

@@ -52,6 +52,10 @@ class Loader(Protocol):
 
     def next_batch(self) -> Batch: ...
 
+    def epochs(self, state: dict[str, Any]) -> float:
+        """Passes over the data that a state stands for."""
+        ...
+
     def close(self) -> None: ...
 
 

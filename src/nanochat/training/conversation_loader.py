@@ -167,9 +167,13 @@ class ConversationLoader:
             # Neighbours of like length waste less padding; the loss is the batch's, whatever the order.
             rows.sort(key=lambda row: self._lengths[row[0]])
         mine = rows[self._rank :: self._world_size]
-        parts = tuple(self._collate(mine[piece]) for piece in slices(len(mine), self._device_rows))
+        parts = tuple(self._collate(mine[piece]) for piece in self._pieces(mine))
         tokens = sum(self._lengths[index] for row in mine for index in row) - len(mine)
         return Batch(parts=parts, tokens=tokens, state=state)
+
+    def epochs(self, state: dict[str, Any]) -> float:
+        """Passes over the conversations that a state stands for."""
+        return float(state["epoch"] + state["row"] / len(self.plan(state["epoch"])))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -181,6 +185,13 @@ class ConversationLoader:
         self._row += 1
         return self._plan[self._row - 1]
 
+    def _pieces(self, rows: Sequence[Sequence[int]]) -> Iterator[slice]:
+        """What goes through the model at once: rows that, padded, are at most a full device batch."""
+        if self._packed:
+            return slices(len(rows), self._device_rows)
+        widths = [_padded(self._lengths[row[0]], self._context) for row in rows]
+        return slices_of_widths(widths, self._device_rows * self._context)
+
     def _collate(self, rows: Sequence[Sequence[int]]) -> MicroBatch:
         return collate(
             self._conversations,
@@ -190,6 +201,22 @@ class ConversationLoader:
             answers_only=not self._packed,
             pad=self._pad,
         )
+
+
+def _padded(tokens: int, context: int) -> int:
+    """Inputs of a row whose longest conversation has `tokens` tokens (one less are inputs)."""
+    return min(context, PAD_TO * math.ceil((tokens - 1) / PAD_TO))
+
+
+def slices_of_widths(widths: Sequence[int], budget: int) -> Iterator[slice]:
+    """Rows of ascending widths in pieces whose rows times widest are at most `budget` (one row always)."""
+    start = 0
+    for row, width in enumerate(widths):
+        if row > start and (row + 1 - start) * width > budget:
+            yield slice(start, row)
+            start = row
+    if widths:
+        yield slice(start, len(widths))
 
 
 def collate(
@@ -209,7 +236,7 @@ def collate(
     starts = conversations.starts
     if width is None:
         longest = max(sum(int(starts[index + 1] - starts[index]) for index in row) for row in rows)
-        width = min(context, PAD_TO * math.ceil((longest - 1) / PAD_TO)) + 1
+        width = _padded(longest, context) + 1
     ids_BR = np.full((len(rows), width), pad, dtype=conversations.ids.dtype)
     weights_BR = np.zeros((len(rows), width), dtype=np.bool_)
     for number, row in enumerate(rows):
@@ -236,6 +263,7 @@ def conversation_batches(
     """One rank's share of all conversations, one a row: for evaluation."""
     by_length = np.argsort(conversations.lengths, kind="stable").tolist()
     mine = by_length[rank::world_size]
-    for piece in slices(len(mine), device_batch_rows):
+    widths = [_padded(int(conversations.lengths[index]), context) for index in mine]
+    for piece in slices_of_widths(widths, device_batch_rows * context):
         rows = [[index] for index in mine[piece]]
         yield collate(conversations, rows, width=None, context=context, answers_only=answers_only, pad=pad)

@@ -280,7 +280,7 @@ class _Run:
             self._warn(f"{progress.skipped_batches} batches had no target token in the loss and were skipped")
         findings = self._evaluate(stage, model, progress)
         if self.world.is_main:
-            self._finish(stage, model, runtime, progress, findings, writer)
+            self._finish(stage, model, runtime, progress, findings, writer, loader.epochs(progress.loader))
         self.world.barrier()
 
     def _evaluate(self, stage: Stage, model: GPT, progress: Progress) -> Findings:
@@ -299,6 +299,7 @@ class _Run:
         progress: Progress,
         findings: Findings,
         writer: ckpt.CheckpointWriter,
+        epochs: float,
     ) -> None:
         with evaluating(model):
             stage.finish(model, findings)
@@ -313,11 +314,10 @@ class _Run:
             "tokens_per_s": round(progress.tokens / progress.seconds, 1),
             "parameters": float(model.num_parameters()),
             "flops": float(progress.tokens) * model.flops_per_token(),
-            "epochs": round(stage.epochs(progress.loader), 3),
+            "epochs": round(epochs, 3),
             "skipped_batches": float(progress.skipped_batches),
         }
         findings.tables["evaluations"] = list(progress.evaluations)
-        findings.tables["loss_curve"] = list(progress.curve)
         checkpoint = writer.keep_last()
         result = {
             "checkpoint": {

@@ -52,6 +52,10 @@ class DocumentStream:
         self._shards = list(shards)
         self._open, self._encode, self._bos, self._passes = open_shard, encode, bos, passes
 
+    @property
+    def shard_count(self) -> int:
+        return len(self._shards)
+
     def documents(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, list[int]]]:
         """(position of its first token, tokens) of every document from that of `start` on.
 

@@ -55,6 +55,10 @@ class ShardLoader:
             raise item
         return item
 
+    def epochs(self, state: dict[str, Any]) -> float:
+        """Passes over the shards that a state stands for, counted in shards begun."""
+        return float(state["epoch"] + state["shard"] / self._stream.shard_count)
+
     def close(self) -> None:
         """End the thread; safe to call twice."""
         self._closing.set()

@@ -70,9 +70,6 @@ class BaseStage(Stage):
         loss = sum_over_ranks(byte_loss(model, batches, self.token_bytes))
         return {"val_bpb": loss.bits_per_byte, "val_loss": loss.nats_per_token}
 
-    def epochs(self, state: dict[str, Any]) -> float:
-        return float(state["epoch"] + state["shard"] / len(self.inputs.shards))
-
     def finish(self, model: GPT, findings: Findings) -> None:
         findings.samples += continue_texts(self.engine(model), self.section.sample_prompts, SAMPLE_TOKENS)
         if self.section.ngram_baselines:

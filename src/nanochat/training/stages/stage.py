@@ -88,10 +88,6 @@ class Stage(ABC):
     def finish(self, model: GPT, findings: Findings) -> None:
         """Add what is measured once, at the end, by the first rank alone."""
 
-    def epochs(self, state: dict[str, Any]) -> float:
-        """Passes over the data that a loader's state stands for."""
-        return float(state.get("epoch", 0))
-
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.integer]:
         return np.asarray(self.tokenizer.token_bytes())
