@@ -16,15 +16,16 @@ def register(app: typer.Typer) -> None:
 
 def quickstart(
     model: Annotated[str, typer.Option(help="Which model to build.")] = "quick",
-    force: Annotated[
-        str, typer.Option(help="Rebuild though fresh: 'all', or stages such as 'sft' or 'base,sft'.")
-    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Rebuild stages though they are fresh.")] = False,
+    stages: Annotated[
+        str, typer.Option(help="Which stages --force rebuilds: 'all', or names such as 'sft' or 'base,sft'.")
+    ] = "all",
     question: Annotated[str, typer.Option(help="What to ask at the end.")] = "What is your name?",
 ) -> None:
     """Build the whole graph for one model through Dagster, and ask the model a question."""
     from dagster_nanochat.quickstart import run_quickstart
 
-    raise typer.Exit(run_quickstart(model, force=force, question=question))
+    raise typer.Exit(run_quickstart(model, force=stages if force else "", question=question))
 
 
 def plan(

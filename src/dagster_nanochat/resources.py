@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import dagster as dg
 from pydantic import Field
 
 from dagster_nanochat.launch.base import Launcher
 from dagster_nanochat.launch.local import LocalLauncher
 from nanochat.store import ObjectStore, open_store
+
+LAUNCHER_ENV = "NANOCHAT_LAUNCHER"
 
 
 class StoreResource(dg.ConfigurableResource):
@@ -24,11 +28,15 @@ class StoreResource(dg.ConfigurableResource):
 class LauncherResource(dg.ConfigurableResource):
     """Where training stages run."""
 
-    kind: str = Field(default="local", description="local: processes on this machine")
+    kind: str | None = Field(
+        default=None, description="local: processes on this machine; default: NANOCHAT_LAUNCHER, else local"
+    )
 
     def create(self, store: ObjectStore) -> Launcher:
-        if self.kind != "local":
+        kind = self.kind or os.environ.get(LAUNCHER_ENV, "local")
+        if kind != "local":
             raise dg.Failure(
-                f"unknown launcher {self.kind!r}: this version has 'local' (unset NANOCHAT_LAUNCHER)"
+                f"unknown launcher {kind!r}: this version has 'local' (unset {LAUNCHER_ENV})",
+                allow_retries=False,
             )
         return LocalLauncher(store)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
+from standins.signals import listen_to_ctrl_c
 
 from nanochat import cli
 
@@ -143,6 +144,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "NANOCHAT_STORE": store.url, "OMP_NUM_THREADS": "1"},
+        preexec_fn=listen_to_ctrl_c,
     )
     assert process.stdin is not None
     assert process.stdout is not None

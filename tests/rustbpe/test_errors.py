@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from standins.signals import listen_to_ctrl_c
 
 import rustbpe
 
@@ -238,7 +239,11 @@ print("finished", flush=True)
 
 def test_ctrl_c_ends_a_training_within_a_second() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", _LONG_TRAINING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _LONG_TRAINING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "counted\n"

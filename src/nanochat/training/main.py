@@ -200,9 +200,14 @@ class _Run:
         self.events.emit("phase", name="compile")
         context = self.job.recipe.model.context
         rows = len(range(self.world.rank, stage.batch_tokens // context, self.world.size))
-        if rows == 0:
-            return runtime
-        problem = runtime.compile_blocks(model, min(rows, self.job.hardware.device_batch_rows), context)
+        problem: str | None = None
+        # One process of each machine compiles, the others find its work in the cache.
+        for mine in (self.world.is_local_main, not self.world.is_local_main):
+            if mine and rows:
+                problem = runtime.compile_blocks(
+                    model, min(rows, self.job.hardware.device_batch_rows), context
+                )
+            self.world.barrier()
         optimizers.zero_grad()
         if problem is None:
             return runtime
@@ -375,5 +380,5 @@ def _describe_failure(work: Path, error: BaseException) -> None:
     try:
         with (work / ERROR).open("x", encoding="utf-8") as file:
             json.dump(document, file, ensure_ascii=False)
-    except FileExistsError:
+    except OSError:  # another rank was first, or nothing can be written; the traceback goes to stderr too
         return

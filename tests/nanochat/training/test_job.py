@@ -161,6 +161,28 @@ def test_more_processes_than_rows_do_not_hang(workshop: Workshop) -> None:
     assert two.losses == pytest.approx(one.losses, abs=1e-4)
 
 
+def test_accumulation_in_pieces_of_any_size_learns_the_same(workshop: Workshop) -> None:
+    whole = workshop.run(workshop.job("base", prefix="stages/whole/x", device_batch_rows=8))
+    pieces = workshop.run(workshop.job("base", prefix="stages/pieces/x", device_batch_rows=3))
+    assert pieces.losses == pytest.approx(whole.losses, abs=2e-5)
+
+
+def test_an_evaluation_that_fails_costs_no_training(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = workshop.recipe.replace(base=dataclasses.replace(workshop.recipe.base, eval_every=5))
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nanochat.training.stages.base.BaseStage.evaluate", fail)
+        with pytest.raises(MemoryError):
+            workshop.train(workshop.job("base", recipe=recipe), workshop.work())
+    again = workshop.run(workshop.job("base", recipe=recipe, token="attempt-2"))
+    assert list(again.losses) == list(range(6, 13))
+
+
 def test_batches_without_a_target_are_skipped_and_counted(workshop: Workshop, trained_base: PutBase) -> None:
     path = workshop.folder / "train.jsonl"
     masked, answered = exchange("too long " * 5, "no"), exchange("Hi", "Hello")

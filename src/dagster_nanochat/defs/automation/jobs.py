@@ -16,6 +16,15 @@ def jobs() -> dg.Definitions:
     model_assets = _MODEL_ASSETS.materializable()
     return dg.Definitions(
         executor=_EXECUTOR,
+        schedules=[
+            # Off until somebody switches it on: it looks at every stage, and builds only what is not fresh.
+            dg.ScheduleDefinition(
+                name="refresh_quick",
+                job_name="nanochat_quick",
+                cron_schedule="0 4 * * 0",
+                default_status=dg.DefaultScheduleStatus.STOPPED,
+            )
+        ],
         jobs=[
             dg.define_asset_job(
                 "ingest_shards",

@@ -45,6 +45,10 @@ class SftStage(ConversationStage):
             for name in ACCURACIES
             if name in self.inputs.conversations
         }
+        if self.section.skills:
+            if "skills" not in self.inputs.conversations:
+                raise ValueError("the recipe asks for skills (sft.skills), but the job names no file of them")
+            self._held_out = read_held_out(self.inputs.conversations["skills"])
 
     def make_loader(self, state: dict[str, Any] | None) -> ConversationLoader:
         return self._loader(state, self.section.batch_rows, packed=False)
@@ -65,7 +69,7 @@ class SftStage(ConversationStage):
             self._measure_skills(model, findings)
 
     def _measure_skills(self, model: GPT, findings: Findings) -> None:
-        results = evaluate_skills(self.engine(model), read_held_out(self.inputs.conversations["skills"]))
+        results = evaluate_skills(self.engine(model), self._held_out)
         rows, missed = [], []
         for skill, result in results.items():
             interval = result.interval
