@@ -175,6 +175,7 @@ class _Attempt:
         self._states = states
         self._slot = slot
         self._observed = 0
+        self._gpu: dict[str, float] = {}
 
     def complete(self, offer: Offer) -> Receipt:
         """Launch or adopt, watch, verify. Raises dg.Failure with the failure's word and the story."""
@@ -312,7 +313,9 @@ class _Attempt:
         """Progress as log lines, metrics as observations: at most `MAX_OBSERVATIONS` a run."""
         if event["type"] == "step" and self._due(int(event["step"]), int(event["steps"])):
             self._context.log.info(progress_line(self._state.spec.name, event))
-            self._observe(_numbers(event))
+            self._observe({**_numbers(event), **self._gpu})
+        elif event["type"] == "gpu":
+            self._gpu = _numbers(event)
         elif event["type"] == "eval":
             metrics = {name: float(value) for name, value in event["metrics"].items() if value is not None}
             shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

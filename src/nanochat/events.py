@@ -4,8 +4,8 @@ Everything that people and programs see of a run comes from here. The trainer wr
 a spool file; the supervisor adds its own and the process's output, and ships all of it to the
 store, where any number of readers follow it from a cursor.
 
-Types: `attempt_started`, `phase`, `log`, `step`, `eval`, `sample`, `checkpoint`, `failed`,
-`finished`.
+Types: `attempt_started`, `phase`, `log`, `step`, `eval`, `sample`, `checkpoint`, `gpu`,
+`failed`, `finished`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import os
 import platform
+import shutil
+import subprocess
 import time
 
 # Training reaches about this share of the float32 matrix product's rate on CPUs: the quick model
@@ -66,3 +68,23 @@ def _matmul_flops_per_s(size: int = 1024, for_s: float = 0.2) -> float:
         a @ a
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def gpu_usage() -> dict[str, float] | None:
+    """`gpu_utilisation` (percent, mean over GPUs) and `gpu_memory_bytes` (in use, all GPUs) as
+    nvidia-smi tells them; None where there is no such GPU or it does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+        rows = [[float(cell) for cell in line.split(",")] for line in answer.splitlines() if line.strip()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    if not rows:
+        return None
+    return {
+        "gpu_utilisation": sum(row[0] for row in rows) / len(rows),
+        "gpu_memory_bytes": sum(row[1] for row in rows) * 2**20,
+    }

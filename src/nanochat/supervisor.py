@@ -28,6 +28,7 @@ from typing import Any
 
 from nanochat.events import encode_event
 from nanochat.failures import Failure
+from nanochat.machine import gpu_usage
 from nanochat.store import ObjectStore, open_store, project_root
 from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import LeaseKeeper, LeaseLost, read_lease, utc_now
@@ -192,6 +193,9 @@ class Supervisor:
             ending = self._reason_to_stop(now - started)
             if now >= renew_at:
                 renew_at = now + _RENEW_EVERY_S
+                usage = gpu_usage()
+                if usage:
+                    self._shipper.emit("gpu", **usage)
                 try:
                     self._lease.renew()
                 except LeaseLost as error:
