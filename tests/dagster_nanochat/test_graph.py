@@ -81,8 +81,9 @@ def test_every_asset_is_materialized(built: SimpleNamespace) -> None:
     assert made == {
         "training_files": shards,
         "shard_word_counts": shards,
-        **dict.fromkeys(
-            (
+        **{
+            key: {"tiny"}
+            for key in (
                 "validation_files",
                 "tokenizer_training",
                 "model_run_config",
@@ -95,9 +96,8 @@ def test_every_asset_is_materialized(built: SimpleNamespace) -> None:
                 "sft_checkpoint",
                 "model_report",
                 "chat_inference",
-            ),
-            {"tiny"},
-        ),
+            )
+        },
     }
 
 
