@@ -97,10 +97,7 @@ def train_stage(
         point(store, recipe.name, stage, state.fingerprint)
         context.log.info(f"{stage}: fresh, nothing to do (receipt {state.receipt.digest()[:6]}…)")
         return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=state.receipt, built=False)
-    hardware = recipe.hardware
-    offer = launcher.offers(
-        Request(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
-    )[0]
+    offer = launcher.offers(Request.of(recipe.hardware))[0]
     plan = plan_stage(recipe, stage, states, store, flops_per_s=offer.flops_per_s)
     check_estimate(context, config, recipe, plan, offer)
     require_upstream(state, states, recipe.name)

@@ -27,10 +27,7 @@ def plan_result(
     states = resolve(recipe, opened)
     if stage not in states:
         return switched_off(context, stage, recipe.name)
-    hardware = recipe.hardware
-    offers = launcher.create(opened).offers(
-        Request(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
-    )
+    offers = launcher.create(opened).offers(Request.of(recipe.hardware))
     best = offers[0]
     plan = plan_stage(
         recipe, stage, states, opened, flops_per_s=best.flops_per_s, usd_per_h=best.price_usd_per_h

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
+from nanochat.recipes import Hardware
 from nanochat.training.job import TrainingJob
 
 
@@ -15,6 +16,11 @@ class Request:
     gpus: int
     min_gpu_memory_gib: int
     disk_bytes: int
+
+    @classmethod
+    def of(cls, hardware: Hardware) -> Request:
+        """What a recipe's hardware section asks for."""
+        return cls(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
