@@ -21,8 +21,7 @@ from dagster_nanochat.pipes import EventStreamReader, NoContext
 from nanochat.data.identity import conversation_files, shard_files
 from nanochat.events import Cursor, Event, EventStream
 from nanochat.failures import AttemptFailed, Failure
-from nanochat.machine import usable_cores
-from nanochat.plan import StagePlan, plan_stage
+from nanochat.plan import plan_stage
 from nanochat.recipes import Recipe
 from nanochat.sources_digest import code_revision, sources_digest
 from nanochat.stages import StageState, Status, resolve
@@ -30,7 +29,7 @@ from nanochat.store import ObjectStore, project_root
 from nanochat.store.leases import LeaseHeld, LeaseKeeper, machine_name, new_token
 from nanochat.store.receipts import InputRef, Receipt, missing_outputs, point, read_receipt
 from nanochat.supervisor import LEASE_TTL_S
-from nanochat.training.job import JobHardware, TrainingJob
+from nanochat.training.job import TrainingJob
 
 MAX_OBSERVATIONS = 100
 _POLL_S = 0.5
@@ -103,16 +102,14 @@ def train_stage(
     require_upstream(state, states, recipe.name)
     assert state.fingerprint is not None
     record_identity(store, state)
-    _put_plan(store, state, plan)
-    with _slot(context, store, recipe, stage) as slot:
-        run = _Attempt(context, store, launcher, recipe, state, states, slot)
-        receipt = run.complete(offer)
+    store.put(f"{state.prefix}/plan.json", plan.to_bytes())
+    try:
+        with _slot(context, store, recipe, stage) as slot:
+            receipt = _Attempt(context, store, launcher, recipe, state, states, slot).complete(offer)
+    except AttemptFailed as error:
+        raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
     point(store, recipe.name, stage, state.fingerprint)
     return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=receipt, built=True)
-
-
-def _put_plan(store: ObjectStore, state: StageState, plan: StagePlan) -> None:
-    store.put(f"{state.prefix}/plan.json", plan.to_bytes())
 
 
 @contextlib.contextmanager
@@ -200,11 +197,9 @@ class _Attempt:
             )
             try:
                 ending = self._watch(handle, watch)
-            except BaseException as error:
+            except BaseException:
                 # Terminate, Ctrl-C and our own faults alike: no machine is left behind a dead step.
                 self._launcher.terminate(handle)
-                if isinstance(error, AttemptFailed):
-                    raise dg.Failure(f"{spec.name} of {model}: {error}", allow_retries=False) from error
                 raise
             return self._verify(handle, ending)
         finally:
@@ -248,11 +243,6 @@ class _Attempt:
         train, validation = shard_files(self._store, recipe) if stage == "base" else ((), None)
         previous = receipts.get({"midtrain": "base", "sft": "midtrain"}.get(stage, ""))
         data = receipts.get({"midtrain": "midtrain_data", "sft": "sft_data"}.get(stage, ""))
-        hardware = JobHardware(
-            processes=int(os.environ.get("NANOCHAT_PROCESSES", "1")),
-            threads=int(os.environ.get("NANOCHAT_THREADS", str(usable_cores()))),
-            device_batch_rows=recipe.hardware.device_batch_rows,
-        )
         return TrainingJob(
             stage=stage,
             stage_version=self._state.spec.version,
@@ -269,7 +259,7 @@ class _Attempt:
             tokenizer=tokenizer.output("tokenizer.json"),
             init_checkpoint=previous.outputs if previous else (),
             conversations=conversation_files(data) if data else {},
-            hardware=hardware,
+            hardware=self._launcher.hardware(recipe.hardware),
             code_revision=code_revision(project_root()),
             sources_sha256=sources_digest(self._state.spec.sources),
         )

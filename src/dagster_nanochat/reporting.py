@@ -36,11 +36,17 @@ def print_plan(model: str, *, as_json: bool) -> int:
     if recipe is None:
         return 1
     machine = this_machine()
-    plan = plan_model(recipe, open_store(), machine=machine.name, flops_per_s=machine.training_flops_per_s)
+    gpus = recipe.hardware.gpus
+    plan = plan_model(
+        recipe,
+        open_store(),
+        machine=machine.describe(gpus),
+        flops_per_s=machine.training_flops_per_s(gpus),
+    )
     if as_json:
         print(json.dumps(plan.model_dump(mode="json"), indent=1))
     else:
-        _show_plan(plan, memory_bytes=machine.memory_bytes)
+        _show_plan(plan, memory_bytes=machine.training_memory_bytes())
     return 0
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Protocol
 
 from nanochat.recipes import Hardware
-from nanochat.training.job import TrainingJob
+from nanochat.training.job import JobHardware, TrainingJob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,10 @@ class Launcher(Protocol):
 
     def offers(self, request: Request) -> list[Offer]:
         """What can be had, cheapest to finish first."""
+        ...
+
+    def hardware(self, wanted: Hardware) -> JobHardware:
+        """How a recipe's training runs on such a machine: processes, threads, rows at once."""
         ...
 
     def launch(self, job: TrainingJob, offer: Offer) -> Handle:

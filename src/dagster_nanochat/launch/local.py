@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,11 +12,28 @@ from pathlib import Path
 import psutil
 
 from dagster_nanochat.launch.base import Handle, Offer, Request
-from nanochat.machine import this_machine
+from nanochat.failures import AttemptFailed, Failure
+from nanochat.machine import this_machine, usable_cores
+from nanochat.recipes import Hardware
 from nanochat.store import ObjectStore
 from nanochat.store.leases import machine_name, read_lease
 from nanochat.supervisor import stop_process_tree, training_environment
-from nanochat.training.job import TrainingJob
+from nanochat.training.job import JobHardware, TrainingJob
+
+PROCESSES_ENV = "NANOCHAT_PROCESSES"
+THREADS_ENV = "NANOCHAT_THREADS"
+
+
+def _setting(name: str, *, default: int) -> int:
+    """A number above 0 from the environment."""
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdigit() or int(text) == 0:
+        raise AttemptFailed(
+            Failure.BAD_REQUEST, f"{name}={text!r} is not a number above 0; unset it for {default}"
+        )
+    return int(text)
 
 
 def _log_path(token: str) -> Path:
@@ -34,7 +52,23 @@ class LocalLauncher:
 
     def offers(self, request: Request) -> list[Offer]:
         machine = this_machine()
-        return [Offer(name=machine.name, price_usd_per_h=0.0, flops_per_s=machine.training_flops_per_s)]
+        return [
+            Offer(
+                name=machine.describe(request.gpus),
+                price_usd_per_h=0.0,
+                flops_per_s=machine.training_flops_per_s(request.gpus),
+            )
+        ]
+
+    def hardware(self, wanted: Hardware) -> JobHardware:
+        """One process a GPU, or one for the CPU; the cores are shared out among them. Raises
+        AttemptFailed for a setting that is no number."""
+        processes = _setting(PROCESSES_ENV, default=this_machine().processes(wanted.gpus))
+        return JobHardware(
+            processes=processes,
+            threads=_setting(THREADS_ENV, default=max(1, usable_cores() // processes)),
+            device_batch_rows=wanted.device_batch_rows,
+        )
 
     def launch(self, job: TrainingJob, offer: Offer) -> Handle:
         key = f"{job.attempt_prefix}/job.json"

@@ -12,26 +12,9 @@ from pathlib import Path
 
 import torch
 
+from nanochat.machine import peak_bf16_flops
 from nanochat.model.gpt import GPT, Block
 from nanochat.training.job import JobHardware
-
-# Dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets; the first that
-# occurs counts, so longer names come first.
-PEAK_BF16_FLOPS = {
-    "B200": 2.25e15,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "A40": 150e12,
-    "L4": 121e12,
-    "RTX 5090": 210e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
 
 # Compiling a block takes 15-27 s (two cores, nothing cached) and then saves a third of a bf16 step,
 # a tenth of an fp32 one: it pays from about this much work, counted in training FLOPs. It is a
@@ -79,8 +62,7 @@ class Runtime:
         """FLOP/s of the device at its best in bf16, where known."""
         if self.device.type != "cuda":
             return None
-        name = torch.cuda.get_device_name(self.device)
-        return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
+        return peak_bf16_flops(torch.cuda.get_device_name(self.device))
 
     def memory_bytes(self) -> int:
         """Device memory at its fullest on a GPU, this process's memory now on a CPU."""
