@@ -22,7 +22,8 @@ endif
 
 UV := .tools/bin/uv
 BIN := .venv/bin
-INSTALL := $(UV) pip install --python $(BIN)/python --build-constraints tools.lock
+# Byte code now, on all cores: else the first run of everything makes it, module by module.
+INSTALL := $(UV) pip install --python $(BIN)/python --build-constraints tools.lock --compile-bytecode
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --custom-compile-command "make lock"
 
 # A checkout that was moved or copied: the environment's scripts and paths name the old place.

@@ -209,14 +209,27 @@ def _padded(tokens: int, context: int) -> int:
 
 
 def slices_of_widths(widths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Rows of ascending widths in pieces whose rows times widest are at most `budget` (one row always)."""
+    """Rows of ascending widths in pieces whose rows times widest are at most `budget` (one row always).
+
+    The cuts are those of least cost: what a piece computes, padding included, and a tenth of a full
+    piece for every piece there is, since each passes through the whole model.
+    """
+    least: list[tuple[float, int]] = [
+        (0.0, 0)
+    ]  # of the first n rows: the cost, and where the last piece starts
+    for end in range(1, len(widths) + 1):
+        widest = widths[end - 1]
+        starts = (s for s in range(end) if (end - s) * widest <= budget or s == end - 1)
+        least.append(min((least[s][0] + (end - s) * widest + budget / 10, s) for s in starts))
+    ends = []
+    end = len(widths)
+    while end:
+        ends.append(end)
+        end = least[end][1]
     start = 0
-    for row, width in enumerate(widths):
-        if row > start and (row + 1 - start) * width > budget:
-            yield slice(start, row)
-            start = row
-    if widths:
-        yield slice(start, len(widths))
+    for end in reversed(ends):
+        yield slice(start, end)
+        start = end
 
 
 def collate(

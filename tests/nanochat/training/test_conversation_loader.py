@@ -19,6 +19,7 @@ from nanochat.training.conversation_loader import (
     pack_best_fit,
     render_all,
     shuffled,
+    slices_of_widths,
 )
 
 PAD = 0
@@ -188,3 +189,20 @@ def test_evaluation_serves_every_conversation_once_over_the_ranks() -> None:
             served += [int(row[0]) for row in part.ids_BT]
             assert (part.weights_BT.sum(1) == (part.targets_BT != PAD).sum(1)).all()
     assert sorted(served) == list(range(1, 24))
+
+
+@pytest.mark.parametrize(
+    ("widths", "pieces"),
+    [
+        ([], []),
+        ([16] * 10, [10]),  # as many rows as fit
+        ([16] * 25, [9, 16]),  # a budget's worth at most
+        ([16] * 8 + [64], [8, 1]),  # one long row is not worth widening eight short ones
+        ([48, 64], [2]),  # a little padding costs less than a second piece
+        ([400], [1]),  # a row wider than the budget goes alone
+    ],
+)
+def test_rows_are_cut_into_pieces_where_padding_would_cost_more(widths: list[int], pieces: list[int]) -> None:
+    cuts = list(slices_of_widths(widths, 256))
+    assert [cut.stop - cut.start for cut in cuts] == pieces
+    assert [row for cut in cuts for row in range(cut.start, cut.stop)] == list(range(len(widths)))
