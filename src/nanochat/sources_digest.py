@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import subprocess
 import tokenize
 from collections.abc import Iterator
@@ -20,25 +21,41 @@ _PACKAGE = Path(__file__).parent
 
 
 def sources_digest(sources: tuple[str, ...]) -> str:
-    """Digest of the modules and folders named (relative to this package)."""
+    """Digest of the Python modules and folders of Python and Rust named (relative to this package)."""
     files: list[Path] = []
     for name in sources:
         path = _PACKAGE / name
-        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return digest_json({file.relative_to(_PACKAGE).as_posix(): _meaning(file) for file in files})
+        files += sorted((*path.rglob("*.py"), *path.rglob("*.rs"))) if path.is_dir() else [path]
+    return digest_json({os.path.relpath(file, _PACKAGE): _meaning(file) for file in files})
 
 
 def _meaning(file: Path) -> str:
     """The source without comments, docstrings and blank lines: the same text on every Python version."""
     source = file.read_text(encoding="utf-8")
+    if file.suffix == ".rs":
+        lines = [line.rstrip() for line in source.splitlines()]
+        return "\n".join(line for line in lines if line and not line.lstrip().startswith("//"))
     lines = source.splitlines()
     for number in _docstring_lines(ast.parse(source)):
         lines[number - 1] = ""
+    of_strings: set[int] = set()  # lines whose ends lie inside a string: blanks there are its content
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        (row, column), (last_row, _) = token.start, token.end
         if token.type == tokenize.COMMENT:
-            row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+        elif token.type in _STRINGS and lines[row - 1]:
+            of_strings.update(range(row, last_row))
+    kept = []
+    for row, line in enumerate(lines, start=1):
+        if row in of_strings or row - 1 in of_strings:
+            kept.append(line if row in of_strings else line.rstrip())
+        elif line.strip():
+            kept.append(line.rstrip())
+    return "\n".join(kept)
+
+
+# Since Python 3.12 an f-string is several tokens, its text between the fields FSTRING_MIDDLE.
+_STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 
 
 def _docstring_lines(tree: ast.Module) -> Iterator[int]:

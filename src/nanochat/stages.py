@@ -38,8 +38,8 @@ class StageSpec:
     """One stage. `version` is raised by hand when the meaning of its code changes.
 
     sections: the recipe sections that decide the result. data: digests of what it reads beside its
-    upstream stages (raises DataNeeded naming what is not there). sources: modules of this package
-    whose digest the receipt records.
+    upstream stages (raises DataNeeded naming what is not there). sources: modules of this package,
+    and the crate's, whose digest the receipt records.
     """
 
     name: str
@@ -68,7 +68,14 @@ def _mixture(section: Any, *fields: str) -> dict[str, Any]:
     return {"mixture": mixture, **{name: getattr(section, name) for name in ("seed", *fields)}}
 
 
-_TRAINING_SOURCES = ("model", "optim", "training", "tokenizer.py", "rendering.py")
+_TRAINING_SOURCES = (
+    *("model", "optim", "training", "tokenizer.py", "rendering.py"),
+    *("data/parquet.py", "data/conversations.py", "evaluation/bpb.py"),
+)
+_DATA_SOURCES = (
+    *("data/tasks", "data/mixture.py", "data/conversations.py", "data/questions.py"),
+    "data/stage_data.py",
+)
 _MIXTURE_ONLY = frozenset({"mixture"})
 _SFT_DATA_FIELDS = frozenset({"mixture", "mmlu_task", "arc_easy_task", "eval_questions", "skills"})
 
@@ -83,7 +90,7 @@ STAGES: dict[str, StageSpec] = {
             sections=lambda r: {"tokenizer": _identity_fields(r.tokenizer, without=frozenset({"shards"}))},
             data=lambda r, store: shard_digests(store, r, count=r.tokenizer.shards),
             enabled=lambda r: True,
-            sources=("tokenizer.py", "tokenizer_training.py"),
+            sources=("tokenizer.py", "tokenizer_training.py", "../../rustbpe/src"),
         ),
         StageSpec(
             name="base",
@@ -92,7 +99,7 @@ STAGES: dict[str, StageSpec] = {
             sections=lambda r: {"model": r.model, "base": _identity_fields(r.base)},
             data=lambda r, store: shard_digests(store, r, count=r.data.shards, validation=True),
             enabled=lambda r: True,
-            sources=_TRAINING_SOURCES,
+            sources=(*_TRAINING_SOURCES, "evaluation/ngram.py"),
         ),
         StageSpec(
             name="midtrain_data",
@@ -101,7 +108,7 @@ STAGES: dict[str, StageSpec] = {
             sections=lambda r: {"midtrain": _mixture(r.midtrain)},
             data=lambda r, store: conversation_digests(store, r, "midtrain"),
             enabled=lambda r: r.midtrain is not None,
-            sources=("data/tasks", "data/mixture.py", "data/conversations.py"),
+            sources=_DATA_SOURCES,
         ),
         StageSpec(
             name="midtrain",
@@ -121,7 +128,7 @@ STAGES: dict[str, StageSpec] = {
             },
             data=lambda r, store: conversation_digests(store, r, "sft"),
             enabled=lambda r: r.sft is not None,
-            sources=("data/tasks", "data/mixture.py", "data/conversations.py", "data/questions.py"),
+            sources=(*_DATA_SOURCES, "data/heldout.py"),
         ),
         StageSpec(
             name="sft",

@@ -60,5 +60,24 @@ def test_code_and_strings_count(code: str, tmp_path, monkeypatch) -> None:
     )
 
 
+def test_blanks_inside_a_string_count(tmp_path, monkeypatch) -> None:
+    found = {
+        digest_of(f'TEXT = """a{blanks}b"""\n', tmp_path, monkeypatch) for blanks in ("\n", "\n\n", " \n")
+    }
+    assert len(found) == 3
+
+
+def test_rust_counts_but_for_its_comments(tmp_path, monkeypatch) -> None:
+    def digest(code: str) -> str:
+        (tmp_path / "crate.rs").write_text(code)
+        monkeypatch.setattr(digests, "_PACKAGE", tmp_path / "package")
+        return digests.sources_digest(("..",))
+
+    (tmp_path / "package").mkdir()
+    plain = digest("fn f() -> u32 {\n    1\n}\n")
+    assert digest("//! Crate.\n\nfn f() -> u32 {\n    // why\n    1\n}\n") == plain
+    assert digest("fn f() -> u32 {\n    2\n}\n") != plain
+
+
 if __name__ == "__main__":
     LOCK.write_text(json.dumps(current(), indent=1) + "\n")
