@@ -24,9 +24,8 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import tiktoken
 from pydantic import Field
 
@@ -34,6 +33,9 @@ from nanochat import rendering
 from nanochat.data.conversations import Conversation
 from nanochat.recipes import SPECIAL_TOKENS
 from nanochat.store.documents import Document, DocumentError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # tiktoken's regular-expression engine overflows its stack on about a million white-space characters in a
 # row. Longer runs than this are encoded in pieces; no other text is long enough to be looked at.
@@ -130,6 +132,8 @@ class Tokenizer:
 
     def token_bytes(self) -> np.ndarray:
         """Bytes of text that each id stands for, int64 of shape (vocab_size,); 0 for special tokens."""
+        import numpy as np
+
         lengths = [len(token) for token in self.ranks]
         return np.array(lengths + [0] * len(self.special_tokens), dtype=np.int64)
 
