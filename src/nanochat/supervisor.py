@@ -4,14 +4,18 @@
 
 It holds the attempt's lease while it lives, runs torchrun, ships events to the store, enforces the
 deadline, ends when nobody has watched for too long, verifies what training left behind, and writes
-the receipt. A signal (SIGTERM, SIGINT) asks for the same orderly end as the deadline. It knows no
-provider: a launcher that rents machines adds how to end one.
+the receipt. A signal (SIGTERM, SIGINT) asks for the same orderly end as the deadline. Whatever ends
+the supervisor ends its training too: nothing trains without a lease. It knows no provider: a launcher
+that rents machines adds how to end one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
+import datetime
 import json
 import os
 import platform
@@ -22,9 +26,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.events import encode_event
 from nanochat.failures import Failure
@@ -36,10 +41,19 @@ from nanochat.store.objects import StoreError
 from nanochat.store.receipts import AttemptCost, FileRef, Receipt, write_receipt
 from nanochat.training.job import TrainingJob
 
+if TYPE_CHECKING:
+    import psutil
+
 LEASE_TTL_S = 30.0
 _RENEW_EVERY_S = 5.0
 _POLL_S = 0.25
-_STOP_GRACE_S = 60.0
+# A training that is asked to stop ends its step and keeps a checkpoint. torchrun gives its workers
+# this long, and what it has to tidy up itself comes on top.
+_CHECKPOINT_GRACE_S = 60
+STOP_GRACE_S = _CHECKPOINT_GRACE_S + 15.0
+# Linux's prctl options (linux/prctl.h).
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 ENTRY_POINTS = {
     "base": "train_base_remote.py",
@@ -71,18 +85,21 @@ class EventShipper:
             self._pending.append(encode_event(type, **fields))
 
     def ship(self) -> None:
+        """Raises StoreError; what was not shipped then is shipped the next time."""
         with self._lock:
-            lines, self._pending = self._pending, []
+            lines = list(self._pending)
+        whole = b""
         if self._spool.exists():
             with self._spool.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
-            self._offset += len(whole)
-            lines.append(whole)
-        joined = b"".join(lines)
+        joined = b"".join([*lines, whole])
         if joined:
             self._store.append(self._key, joined)
+        self._offset += len(whole)
+        with self._lock:
+            del self._pending[: len(lines)]
 
 
 class Supervisor:
@@ -98,6 +115,9 @@ class Supervisor:
         self._lease = LeaseKeeper(
             store, f"{job.prefix}/lease.json", token=job.token, owner="supervisor", ttl_s=LEASE_TTL_S
         )
+        self._renew_at = time.monotonic() + _RENEW_EVERY_S
+        self._watch_expires_at: datetime.datetime | None = None
+        self._watch_seen_at = time.monotonic()
         self._signalled: str | None = None
         self._tail: list[str] = []
 
@@ -107,7 +127,8 @@ class Supervisor:
         try:
             return self._run(started)
         finally:
-            self._lease.release()
+            with _told():
+                self._lease.release()
 
     def _run(self, started: float) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,28 +141,49 @@ class Supervisor:
             host=platform.node(),
             pid=os.getpid(),
         )
+        ending = self._train(started) or self._record(started)
+        if ending is not None:
+            self._shipper.emit("failed", failure=ending.failure.value, message=ending.message)
+        with _told(f"; the attempt ended with {ending.failure}: {ending.message}" if ending else ""):
+            self._shipper.ship()
+        return 0 if ending is None else 1
+
+    def _train(self, started: float) -> _Ending | None:
+        """Run the training processes to their end; None if that was a good one."""
         process = self._start_training()
         reader = threading.Thread(target=self._read_output, args=(process,), daemon=True)
         reader.start()
-        ending = self._watch_over(process, started)
+        try:
+            ending = self._watch_over(process, started)
+        except LeaseLost as error:
+            ending = _Ending(failure=Failure.LOST, message=str(error))
+        except Exception as error:
+            ending = _Ending(
+                failure=Failure.FAILED,
+                message=f"the supervisor cannot go on: {type(error).__name__}: {error}",
+            )
+        finally:
+            stop_children(grace_s=STOP_GRACE_S, meanwhile=self._keep_up_if_possible)
         reader.join(timeout=5)
         if ending is None and process.returncode != 0:
-            ending = self._explain_failure(process.returncode)
-        if ending is None:
-            try:
-                receipt = self._make_receipt(time.monotonic() - started)
-                write_receipt(self._store, receipt)
-            except (OSError, ValueError, KeyError, StoreError) as error:
-                ending = _Ending(
-                    failure=Failure.FAILED,
-                    message=f"training ended well, but its result cannot be recorded: {error}",
-                )
-            else:
-                self._shipper.emit("finished", receipt=receipt.digest(), seconds=round(receipt.seconds, 1))
-        if ending is not None:
-            self._shipper.emit("failed", failure=ending.failure.value, message=ending.message)
-        self._shipper.ship()
-        return 0 if ending is None else 1
+            return self._explain_failure(process.returncode)
+        return ending
+
+    def _record(self, started: float) -> _Ending | None:
+        """Write the receipt; None if it is written."""
+        try:
+            receipt = self._make_receipt(time.monotonic() - started)
+            self._lease.renew()  # whoever lost the lease must not replace the receipt of who has it now
+            write_receipt(self._store, receipt)
+        except LeaseLost as error:
+            return _Ending(failure=Failure.LOST, message=f"{error}; no receipt is written")
+        except (OSError, ValueError, KeyError, StoreError) as error:
+            return _Ending(
+                failure=Failure.FAILED,
+                message=f"training ended well, but its result cannot be recorded: {error}",
+            )
+        self._shipper.emit("finished", receipt=receipt.digest(), seconds=round(receipt.seconds, 1))
+        return None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = signal.Signals(number).name
@@ -167,7 +209,12 @@ class Supervisor:
         ]
         return subprocess.Popen(
             command,
-            env=training_environment(hardware.threads),
+            # Not --shutdown-timeout: an older torchrun refuses what it does not know.
+            env={
+                **training_environment(hardware.threads),
+                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_CHECKPOINT_GRACE_S),
+            },
+            preexec_fn=_ends_with_its_parent(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -185,28 +232,35 @@ class Supervisor:
                 self._shipper.emit("log", level="info", message=text)
 
     def _watch_over(self, process: subprocess.Popen[str], started: float) -> _Ending | None:
-        """Until the training processes have ended; None if nothing but themselves ended them."""
-        renew_at = time.monotonic() + _RENEW_EVERY_S
+        """Until the training processes have ended (None) or have to be stopped."""
         while process.poll() is None:
-            self._shipper.ship()
-            now = time.monotonic()
-            ending = self._reason_to_stop(now - started)
-            if now >= renew_at:
-                renew_at = now + _RENEW_EVERY_S
-                usage = gpu_usage()
-                if usage:
-                    self._shipper.emit("gpu", **usage)
-                try:
-                    self._lease.renew()
-                except LeaseLost as error:
-                    ending = _Ending(failure=Failure.LOST, message=str(error))
+            self._keep_up()
+            ending = self._reason_to_stop(time.monotonic() - started)
             if ending is not None:
                 self._shipper.emit("log", level="warning", message=f"stopping: {ending.message}")
-                stop_process_tree(process.pid, grace_s=_STOP_GRACE_S)
-                process.wait()
                 return ending
             time.sleep(_POLL_S)
         return None
+
+    def _keep_up(self) -> None:
+        """Ship events; from time to time renew the lease and look at GPUs and watch."""
+        self._shipper.ship()
+        if time.monotonic() < self._renew_at:
+            return
+        self._renew_at = time.monotonic() + _RENEW_EVERY_S
+        self._lease.renew()
+        usage = gpu_usage()
+        if usage:
+            self._shipper.emit("gpu", **usage)
+        watch = read_lease(self._store, f"{self._job.prefix}/watch.json")
+        expires_at = watch.expires_at if watch else None
+        if expires_at != self._watch_expires_at:
+            self._watch_expires_at, self._watch_seen_at = expires_at, time.monotonic()
+
+    def _keep_up_if_possible(self) -> None:
+        # While training is being stopped, whatever else is wrong is no reason to leave it running.
+        with contextlib.suppress(StoreError, LeaseLost, ValueError, OSError):
+            self._keep_up()
 
     def _reason_to_stop(self, elapsed_s: float) -> _Ending | None:
         job = self._job
@@ -216,14 +270,13 @@ class Supervisor:
             return _Ending(
                 failure=Failure.DEADLINE, message=f"ran for {elapsed_s:.0f} s of {job.deadline_s:.0f} s"
             )
-        if job.watch_grace_s is not None and elapsed_s > job.watch_grace_s:
-            watch = read_lease(self._store, f"{job.prefix}/watch.json")
-            silent = (utc_now() - watch.expires_at).total_seconds() if watch else elapsed_s
-            if watch is None or silent > job.watch_grace_s:
-                return _Ending(
-                    failure=Failure.CANCELLED,
-                    message=f"nobody has watched for {silent:.0f} s (grace {job.watch_grace_s:.0f} s)",
-                )
+        # By this machine's monotonic clock: time that a laptop slept through is no silence.
+        silent_s = time.monotonic() - self._watch_seen_at
+        if job.watch_grace_s is not None and silent_s > job.watch_grace_s:
+            return _Ending(
+                failure=Failure.CANCELLED,
+                message=f"nobody has watched for {silent_s:.0f} s (grace {job.watch_grace_s:.0f} s)",
+            )
         return None
 
     def _explain_failure(self, code: int) -> _Ending:
@@ -262,27 +315,63 @@ class Supervisor:
             tables=result.get("tables", {}),
             samples=tuple(result.get("samples", ())),
             warnings=tuple(result.get("warnings", ())),
-            attempts=(AttemptCost(token=job.token, seconds=seconds),),
+            attempts=self._attempts(result.get("attempts", ()), seconds),
             code_revision=job.code_revision,
             sources_sha256=job.sources_sha256,
             hardware={"host": platform.node(), "machine": platform.machine(), **result.get("hardware", {})},
             events_key=f"{self._attempt}/events.jsonl",
         )
 
+    def _attempts(self, worked: list[dict[str, Any]], seconds: float) -> tuple[AttemptCost, ...]:
+        """What every attempt at this training took: earlier ones as the trainer knows them, then ours."""
+        earlier = (
+            AttemptCost(token=attempt["token"], seconds=attempt["seconds"], outcome="interrupted")
+            for attempt in worked
+            if attempt["token"] != self._job.token
+        )
+        return (*earlier, AttemptCost(token=self._job.token, seconds=seconds))
+
+
+@contextlib.contextmanager
+def _told(more: str = "") -> Iterator[None]:
+    """What the store does not take is said on standard error, where the launcher looks for last words."""
+    try:
+        yield
+    except StoreError as error:
+        print(f"the supervisor cannot report: {error}{more}", file=sys.stderr)
+
 
 def training_environment(threads: int) -> dict[str, str]:
-    """The environment of the training processes.
-
-    GOMP_SPINCOUNT bounds how long OpenMP threads spin before they sleep: with the default, training
-    beside another busy process slows tenfold (measured, reference of the quick model).
-    """
+    """The environment of the training processes."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "30000"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def _ends_with_its_parent() -> Callable[[], None] | None:
+    """For `preexec_fn`: the child is asked to stop when this process dies, even by SIGKILL. Linux only.
+
+    All that happens between fork and exec is two system calls, prepared here.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the tie held
+            os._exit(1)
+
+    return tie
+
+
+def _adopt_orphans() -> None:
+    """Linux: the workers of a torchrun that was killed become this process's own children."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def stop_process_tree(pid: int, *, grace_s: float) -> None:
@@ -291,13 +380,38 @@ def stop_process_tree(pid: int, *, grace_s: float) -> None:
 
     try:
         root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
+        _stop([root], [root, *root.children(recursive=True)], grace_s)
     except psutil.NoSuchProcess:
         return
-    root.terminate()
-    _, alive = psutil.wait_procs(family, timeout=grace_s)
+
+
+def stop_children(*, grace_s: float, meanwhile: Callable[[], None]) -> None:
+    """The same for all that this process has started; `meanwhile` is called again and again."""
+    import psutil
+
+    me = psutil.Process()
+    _stop(me.children(), me.children(recursive=True), grace_s, meanwhile)
+
+
+def _stop(
+    asked: list[psutil.Process],
+    family: list[psutil.Process],
+    grace_s: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    import psutil
+
+    for process in asked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    deadline = time.monotonic() + grace_s
+    alive = family
+    while alive and time.monotonic() < deadline:
+        _, alive = psutil.wait_procs(alive, timeout=_POLL_S)
+        meanwhile()
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=10)
 
 
@@ -308,6 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", required=True, help="URL of the store")
     parser.add_argument("--job", required=True, help="key of job.json in the store")
     options = parser.parse_args(arguments)
+    _adopt_orphans()
     store = open_store(options.store)
     job = TrainingJob.read(store, options.job)
     work = Path(tempfile.mkdtemp(prefix=f"nanochat-{job.stage}-"))
