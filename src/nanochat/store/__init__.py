@@ -36,10 +36,16 @@ def project_root() -> Path:
 def open_store(url: str | None = None) -> ObjectStore:
     """The store at `url` (``file:///…`` or a path), else ``NANOCHAT_STORE``, else ``data/store``.
 
-    Raises ValueError for a kind of store that this version does not have.
+    Raises ValueError for a kind of store that this version does not have, and for a misspelt URL.
     """
     location = url or os.environ.get(STORE_ENV) or str(project_root() / "data" / "store")
     parsed = urlparse(location)
+    if parsed.scheme == "file" and parsed.netloc not in ("", "localhost"):
+        raise ValueError(
+            f"NANOCHAT_STORE={location!r}: {parsed.netloc!r} would be the name of a machine. "
+            f"Write file:///{parsed.netloc}{parsed.path} for an absolute path, "
+            f"or {parsed.netloc}{parsed.path} for one from the working folder"
+        )
     if parsed.scheme in ("", "file"):
         return FileStore(Path(unquote(parsed.path) if parsed.scheme else location))
     raise ValueError(

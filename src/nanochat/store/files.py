@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat.store.digests import digest_bytes
-from nanochat.store.objects import ObjectInfo, ObjectNotFound, PreconditionFailed, StoreError, check_key
+from nanochat.store.objects import ObjectInfo, ObjectNotFound, PreconditionFailed, check_key, writing
 
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
@@ -84,15 +84,18 @@ class FileStore:
 
     def fetch(self, key: str, destination: Path) -> Path:
         source = self._path(key)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_beside(destination)
-        try:
-            link_or_copy(source, temporary)
-            os.replace(temporary, destination)
-        except FileNotFoundError as error:
-            raise ObjectNotFound(key, self.url) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        if not source.is_file():
+            raise ObjectNotFound(key, self.url)
+        with self._errors(destination):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary_beside(destination)
+            try:
+                link_or_copy(source, temporary)
+                os.replace(temporary, destination)
+            except FileNotFoundError as error:
+                raise ObjectNotFound(key, self.url) from error
+            finally:
+                temporary.unlink(missing_ok=True)
         return destination
 
     def local_path(self, key: str) -> Path | None:
@@ -114,14 +117,18 @@ class FileStore:
                 yield info
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        with self._errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
     def append(self, key: str, data: bytes) -> None:
         path = self._path(key)
         with self._errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
-                file.write(data)
+                left = memoryview(data)
+                while left:  # an unbuffered write may take a part, and says so only by its result
+                    left = left[file.write(left) :]
 
     def _write(self, path: Path, data: bytes) -> None:
         with self._errors(path):
@@ -142,16 +149,8 @@ class FileStore:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
 
-    @contextlib.contextmanager
-    def _errors(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"store {self.root}: cannot write {path}: {error.strerror or error}. "
-                "Check that the folder is writable and the disk is not full, "
-                "or point NANOCHAT_STORE at another place."
-            ) from error
+    def _errors(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        return writing(path, f"store {self.root}")
 
 
 _SMALL = 1 << 20

@@ -27,7 +27,3 @@ def attempt_prefix(stage_prefix: str, token: str) -> str:
 
 def pointer_key(model: str, stage: str) -> str:
     return f"models/{model}/{stage}.json"
-
-
-def ledger_key(month: str, token: str) -> str:
-    return f"ledger/{month}/{token}.json"

@@ -6,6 +6,7 @@ anything (receipts, leases); a store that cannot do it cannot hold them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,21 @@ class PreconditionFailed(StoreError):
     def __init__(self, key: str, condition: str) -> None:
         super().__init__(f"conditional put of {key!r} refused: {condition}")
         self.key = key
+
+
+@contextlib.contextmanager
+def writing(path: Path, owner: str) -> Iterator[None]:
+    """What the file system refuses while `path` is written becomes a StoreError with the next step.
+
+    owner: whose file it is, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{owner}: cannot write {path}: {error.strerror or error}. Check that the folder is writable and "
+            "the disk is not full, or point NANOCHAT_STORE at another place."
+        ) from error
 
 
 class ObjectStore(Protocol):

@@ -9,12 +9,12 @@ says which fingerprint of a stage is that model's, so two models whose stage is 
 from __future__ import annotations
 
 import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from nanochat.store.digests import digest_bytes
-from nanochat.store.documents import Document
+from nanochat.store.documents import Document, DocumentError
 from nanochat.store.layout import pointer_key, stage_prefix
 from nanochat.store.objects import ObjectNotFound, ObjectStore, PreconditionFailed
 
@@ -75,6 +75,16 @@ class Receipt(Document):
     image_digest: str | None = None
     hardware: dict[str, str | int | float] = Field(default_factory=dict)
     events_key: str | None = None
+    _sha256: str = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        self._sha256 = digest_bytes(self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Self:
+        receipt = super().from_bytes(data, name)
+        receipt._sha256 = digest_bytes(data)
+        return receipt
 
     @property
     def dollars(self) -> float:
@@ -88,7 +98,12 @@ class Receipt(Document):
         raise KeyError(f"stage {self.stage} has no output {name!r}; it has {[f.name for f in self.outputs]}")
 
     def digest(self) -> str:
-        return digest_bytes(self.to_bytes())
+        """SHA-256 of the stored bytes, of those that will be stored where it was just made.
+
+        What was stored by an older version is not written again to be digested: a field that came
+        later would change it, and with it every stage that was built on this receipt.
+        """
+        return self._sha256
 
 
 class Pointer(Document):
@@ -101,16 +116,21 @@ class Pointer(Document):
 
 
 def read_receipt(store: ObjectStore, stage: str, fingerprint: str) -> Receipt | None:
-    """The current receipt of a stage's fingerprint, or None. Raises DocumentError on a damaged one.
+    """The current receipt of a stage's fingerprint, or None.
 
-    A receipt of another stage or fingerprint under this key is damage, not a hit.
+    Raises DocumentError on a damaged one, and on one of another stage or fingerprint under this key.
     """
     key = f"{stage_prefix(stage, fingerprint)}/receipt.json"
     try:
         receipt = Receipt.read(store, key)
     except ObjectNotFound:
         return None
-    return receipt if (receipt.stage, receipt.fingerprint) == (stage, fingerprint) else None
+    if (receipt.stage, receipt.fingerprint) != (stage, fingerprint):
+        raise DocumentError(
+            f"{key} is the receipt of {receipt.stage} {receipt.fingerprint}, where that of {stage} "
+            f"{fingerprint} is due: it was copied or moved here. Move it away and build the stage again."
+        )
+    return receipt
 
 
 def write_receipt(store: ObjectStore, receipt: Receipt) -> None:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from nanochat.store import FileStore
+from nanochat.store.digests import digest_bytes
 from nanochat.store.documents import DocumentError
 from nanochat.store.receipts import (
     FileRef,
@@ -67,12 +68,29 @@ def test_unknown_fields_are_refused() -> None:
         Receipt.from_bytes(json.dumps(body).encode(), "r")
 
 
-def test_a_receipt_of_another_fingerprint_is_no_hit(tmp_path) -> None:
+def test_a_receipt_keeps_the_digest_of_its_stored_bytes_when_the_document_gains_a_field(tmp_path) -> None:
+    store = FileStore(tmp_path)
+    body = json.loads(receipt().to_bytes())
+    del body["warnings"]  # as a version wrote it that did not have the field yet
+    stored = json.dumps(body).encode()
+    store.put("stages/base/abababababab/receipt.json", stored)
+    found = read_receipt(store, "base", "ab" * 32)
+    assert found is not None
+    assert found.digest() == digest_bytes(stored) != digest_bytes(found.to_bytes())
+    made = receipt()
+    assert made.digest() == digest_bytes(made.to_bytes())
+
+
+def test_a_receipt_of_another_fingerprint_is_refused_with_both(tmp_path) -> None:
     store = FileStore(tmp_path)
     first, second = "ab" * 32, "abababababab" + "cd" * 26
     write_receipt(store, receipt(first))
     assert read_receipt(store, "base", first) == receipt(first)
-    assert read_receipt(store, "base", second) is None
+    assert read_receipt(store, "base", "cd" * 32) is None
+    with pytest.raises(
+        DocumentError, match=rf"base/abababababab/receipt\.json.* of base {first}, .* base {second}"
+    ):
+        read_receipt(store, "base", second)
 
 
 def test_the_newest_receipt_is_current_and_the_old_one_stays(tmp_path) -> None:

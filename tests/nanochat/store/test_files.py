@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +94,33 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path) -> None:
         FileStore(tmp_path / "file").put("a", b"x")
 
 
+def test_what_cannot_be_fetched_or_deleted_is_said_as_a_failed_put_is(store: FileStore, tmp_path) -> None:
+    store.put("a", b"x")
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"cannot write .*/file/copy: .*Check that the folder is writable"):
+        store.fetch("a", tmp_path / "file" / "copy")
+    with pytest.raises(
+        StoreError, match=r"cannot write /proc/self/status: .*Check that the folder is writable"
+    ):
+        FileStore(Path("/proc/self")).delete("status")
+    store.delete("a/b")  # there is nothing below an object, and absent is fine
+    with pytest.raises(ObjectNotFound):
+        store.fetch("a/b", tmp_path / "copy")
+
+
+def test_an_append_of_which_only_a_part_fits_does_not_pass_for_a_whole_one(store: FileStore) -> None:
+    store.append("log", b"one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(StoreError, match="cannot write"):
+            store.append("log", b"another line\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    store.append("log", b"three\n" * 100_000)
+    assert store.get("log").endswith(b"three\n")
+
+
 def test_append_adds_whole_lines(store: FileStore) -> None:
     store.append("log", b"one\n")
     store.append("log", b"two\n")
@@ -108,3 +137,6 @@ def test_open_store_takes_paths_and_file_urls(tmp_path, monkeypatch: pytest.Monk
     assert open_store(store.url).get("a") == b"1"
     with pytest.raises(ValueError, match="gopher"):
         open_store("gopher://x")
+    with pytest.raises(ValueError, match=r"Write file:///data/store for an absolute path, or data/store for"):
+        open_store("file://data/store")
+    assert open_store(f"file://localhost{tmp_path}").url == tmp_path.as_uri()
