@@ -14,10 +14,12 @@ import os
 import random
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from nanochat.data.staging import Stop
+from nanochat.store.digests import digest_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -52,6 +54,26 @@ class Patience:
 
     def pause_s(self, failures: int) -> float:
         return self.first_pause_s * 2 ** (failures - 1) * random.uniform(0.75, 1.25)
+
+
+def fetch_verified(
+    fetch: Callable[[Path], None], destination: Path, *, size_bytes: int, sha256: str | None, what: str
+) -> str:
+    """Let `fetch` bring a file to `destination`, once more where it arrives damaged; its sha256.
+
+    sha256: what it must be; None where nobody tells it, then only the size is compared. Raises
+    HubError naming the file, as `what`, and both digests where it arrives damaged twice.
+    """
+    for _ in range(2):
+        fetch(destination)
+        size, found = destination.stat().st_size, digest_file(destination)
+        if size == size_bytes and sha256 in (found, None):
+            return found
+        destination.unlink()
+    raise HubError(
+        f"{what} arrived damaged twice: expected sha256 {sha256} ({size_bytes} bytes), got {found} ({size} "
+        "bytes). Check the mirror (HF_ENDPOINT) or proxy in between, then run it again."
+    )
 
 
 class HubRepo:
@@ -103,14 +125,15 @@ class HubRepo:
 
         return hf_hub_url(self.repo, path, repo_type="dataset", revision=revision, endpoint=self.endpoint)
 
-    def download(self, path: str, revision: str, destination: Path) -> None:
-        """Bring a file to `destination`, replaced atomically. Raises HubError.
+    def download(self, path: str, revision: str, destination: Path, stop: Stop | None = None) -> None:
+        """Bring a file to `destination`, replaced atomically. Raises HubError, and Stopped.
 
         Bytes arrive in a hidden folder beside `destination`. What a broken download left there is
         continued, by this call or by a later one; a finished one leaves nothing.
         """
         from huggingface_hub import hf_hub_download
 
+        stop = stop or Stop()
         partial = destination.with_name(f".{destination.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
 
@@ -124,7 +147,7 @@ class HubRepo:
                         revision=revision,
                         endpoint=self.endpoint,
                         local_dir=partial,
-                        tqdm_class=_silent_progress(),
+                        tqdm_class=_silent_progress(stop),
                     )
                 )
             except OSError as error:
@@ -137,7 +160,7 @@ class HubRepo:
             except RuntimeError as error:  # how the hub's chunk protocol (xet) reports a failed transfer
                 raise _TryAgain(str(error)) from error
 
-        os.replace(self._call(f"{path} at revision {revision}", fetch), destination)
+        os.replace(self._call(f"{path} at revision {revision}", fetch, stop), destination)
         shutil.rmtree(partial)
 
     def _list(self, api: HfApi, revision: str) -> dict[str, RemoteFile]:
@@ -154,13 +177,15 @@ class HubRepo:
             if isinstance(entry, RepoFile)
         }
 
-    def _call(self, what: str, call: Callable[[HfApi], T]) -> T:
+    def _call(self, what: str, call: Callable[[HfApi], T], stop: Stop | None = None) -> T:
         """`call`, again after a pause as long as it fails with something that passes."""
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.endpoint)
+        stop = stop or Stop()
         failures = 0
         while True:
+            stop.pause(0)
             try:
                 return call(api)
             except Exception as error:  # sorted by kind just below; what is not the hub's goes on
@@ -176,7 +201,7 @@ class HubRepo:
                         f"{_first_line(error)}. Check the network and HF_ENDPOINT and run it again (what has "
                         "arrived is kept and continued), or use the source `offline`."
                     ) from error
-                time.sleep(self._patience.pause_s(failures))
+                stop.pause(self._patience.pause_s(failures))
 
     def _reason(self, error: Exception) -> str | None:
         """What to tell the user of an error that does not pass, or None where it is not the hub's."""
@@ -233,13 +258,17 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def _silent_progress() -> Any:
-    """A progress bar class that shows nothing: several threads download at once, and the callers
-    report whole shards."""
+def _silent_progress(stop: Stop) -> Any:
+    """A progress bar class that shows nothing (several threads download at once, and the callers
+    report whole shards) and ends a transfer that is to stop: the client calls it for every piece."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Silent(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            stop.pause(0)
+            return super().update(n)
 
     return Silent

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
-from nanochat.data.hub import HubError, HubRepo, RemoteFile
+from nanochat.data.hub import HubError, HubRepo, RemoteFile, fetch_verified
 from nanochat.data.staging import alone, staging_folder
 from nanochat.store import ObjectNotFound, ObjectStore
-from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document
 from nanochat.store.receipts import FileRef
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class DatasetRecord(Document):
@@ -29,7 +26,7 @@ class DatasetRecord(Document):
 
 
 class HubDatasets:
-    """Datasets of a hub as tables. A revision is resolved at first use, recorded, and kept until
+    """Datasets of a hub as files in a store. A revision is resolved at first use, recorded, and kept until
     `refresh`; files are downloaded once, verified and recorded.
 
     endpoint: None means ``HF_ENDPOINT``, else the public hub.
@@ -40,28 +37,13 @@ class HubDatasets:
         self._endpoint = endpoint
         self._hubs: dict[str, HubRepo] = {}
 
-    def rows(self, repo: str, config: str, split: str) -> pa.Table:
-        """All rows of one split, e.g. ``rows("openai/gsm8k", "main", "train")``.
-
-        Raises HubError where the hub or the dataset does not have it.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        tables = []
-        for file in self.files(repo, config, split):
-            path = self._store.local_path(file.key)
-            source = path if path is not None else pa.BufferReader(self._store.get(file.key))
-            tables.append(pq.read_table(source))
-        return pa.concat_tables(tables, promote_options="permissive")
-
     def files(self, repo: str, config: str, split: str) -> tuple[FileRef, ...]:
-        """The split's files, in the store, in the dataset's order. Raises HubError."""
+        """The parquet files of e.g. ``files("openai/gsm8k", "main", "train")``, in the store, in the
+        dataset's order. Raises HubError where the hub or the dataset does not have it."""
         record = self._record(repo)
-        known = _split_paths(record.files, config, split)
-        whole = [record.files[path] for path in known if self._is_there(record.files[path])]
-        if known and len(whole) == len(known) == _announced(known):
-            return tuple(whole)
+        recorded = self._recorded(record, config, split)
+        if recorded:
+            return recorded
         hub = self._hub(repo)
         listing = hub.files(record.revision)
         paths = _split_paths(listing, config, split)
@@ -74,21 +56,22 @@ class HubDatasets:
 
     def has(self, repo: str, config: str, split: str) -> bool:
         """Whether the store holds the whole split already: answered without the network."""
-        recorded = self._read(repo)
-        known = _split_paths(recorded.files, config, split) if recorded else []
-        return bool(
-            recorded
-            and known
-            and len(known) == _announced(known)
-            and all(self._is_there(recorded.files[path]) for path in known)
-        )
+        record = self._read(repo)
+        return record is not None and bool(self._recorded(record, config, split))
 
     def revision(self, repo: str, *, refresh: bool = False) -> str:
         """The revision this store uses of a dataset; refresh: take the newest one from now on."""
         return self._record(repo, refresh=refresh).revision
 
+    def _recorded(self, record: DatasetRecord, config: str, split: str) -> tuple[FileRef, ...]:
+        """The split's files where the store has all that their names announce, else none."""
+        paths = _split_paths(record.files, config, split)
+        files = tuple(record.files[path] for path in paths)
+        whole = bool(paths) and len(paths) == _announced(paths[0])
+        return files if whole and all(map(self._is_there, files)) else ()
+
     def _record(self, repo: str, *, refresh: bool = False) -> DatasetRecord:
-        with alone(staging_folder(self._store, _folder(repo)) / "record.lock"):
+        with alone(self._store, staging_folder(self._store, _folder(repo)) / "record.lock"):
             recorded = self._read(repo)
             if recorded and not refresh:
                 return recorded
@@ -107,7 +90,7 @@ class HubDatasets:
 
     def _ingest(self, hub: HubRepo, revision: str, remote: RemoteFile) -> FileRef:
         folder = staging_folder(self._store, _folder(hub.repo))
-        with alone(folder / "record.lock"):
+        with alone(self._store, folder / "record.lock"):
             record = self._read(hub.repo)
             if record is None or record.revision != revision:
                 raise HubError(f"dataset {hub.repo} was moved to another revision meanwhile; run it again")
@@ -120,24 +103,18 @@ class HubDatasets:
             return file
 
     def _fetch(self, hub: HubRepo, revision: str, remote: RemoteFile, folder: Path) -> FileRef:
-        """Download one file, once more where it arrives damaged, and put it into the store."""
+        """Download one file and put it into the store."""
         staged = folder / remote.path.replace("/", "__")
-        for attempt in (1, 2):
-            hub.download(remote.path, revision, staged)
-            size, found = staged.stat().st_size, digest_file(staged)
-            # Of a file kept in git itself the hub tells no sha256: then only its size is compared.
-            if size == remote.size_bytes and remote.sha256 in (found, None):
-                break
-            staged.unlink()
-            if attempt == 2:
-                raise HubError(
-                    f"dataset {hub.repo}: {remote.path} arrived damaged twice: expected sha256 "
-                    f"{remote.sha256} ({remote.size_bytes} bytes), got {found} ({size} bytes). "
-                    "Check the mirror (HF_ENDPOINT) or proxy in between, then run it again."
-                )
+        sha256 = fetch_verified(
+            lambda destination: hub.download(remote.path, revision, destination),
+            staged,
+            size_bytes=remote.size_bytes,
+            sha256=remote.sha256,
+            what=f"dataset {hub.repo}: {remote.path}",
+        )
         key = f"{_folder(hub.repo)}/{revision[:12]}/{remote.path}"
         self._store.put_file(key, staged, move=True)
-        return FileRef(key=key, size_bytes=size, sha256=found)
+        return FileRef(key=key, size_bytes=remote.size_bytes, sha256=sha256)
 
     def _is_there(self, file: FileRef) -> bool:
         info = self._store.head(file.key)
@@ -149,14 +126,12 @@ class HubDatasets:
         return self._hubs[repo]
 
 
-# How the hub's datasets lay out a split: `<config>/<split>-00000-of-00002.parquet`; the config
-# "default" lies in `data/`. A dataset converted by the hub itself has `<config>/<split>/0000.parquet`.
-_FILE = re.compile(
-    r"(?P<config>[^/]+)/(?P<split>[A-Za-z0-9_.]+?)(?:-(?P<index>\d+)-of-(?P<count>\d+)|/\d+)?\.parquet"
-)
+# How the datasets lay out a split: `<config>/<split>-00000-of-00002.parquet`; the config "default"
+# lies in `data/`. Every name tells how many files there are, so a part is never taken for the whole.
+_FILE = re.compile(r"(?P<config>[^/]+)/(?P<split>[A-Za-z0-9_.]+)-\d+-of-(?P<count>\d+)\.parquet")
 
 
-def _split_paths(paths: dict[str, FileRef] | dict[str, RemoteFile], config: str, split: str) -> list[str]:
+def _split_paths(paths: Iterable[str], config: str, split: str) -> list[str]:
     folders = {config, "data"} if config == "default" else {config}
     return [
         path
@@ -165,13 +140,14 @@ def _split_paths(paths: dict[str, FileRef] | dict[str, RemoteFile], config: str,
     ]
 
 
-def _announced(paths: list[str]) -> int:
-    """How many files the split has in all, as its file names say (``-of-00004``)."""
-    match = _FILE.fullmatch(paths[0])
-    return int(match["count"]) if match and match["count"] else len(paths)
+def _announced(path: str) -> int:
+    """How many files the split has in all, as each file's name says (``-of-00004``)."""
+    match = _FILE.fullmatch(path)
+    assert match is not None, "only such paths belong to a split"
+    return int(match["count"])
 
 
-def _describe(paths: dict[str, RemoteFile]) -> str:
+def _describe(paths: Iterable[str]) -> str:
     found = {f"{match['config']}/{match['split']}" for path in paths if (match := _FILE.fullmatch(path))}
     return ", ".join(sorted(found)[:20]) or "no parquet files in a layout that is known"
 

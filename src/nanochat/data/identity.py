@@ -16,7 +16,8 @@ from nanochat.store.receipts import FileRef, Receipt
 
 
 class DataNeeded(Exception):
-    """Data that a stage reads is not in the store yet: `needs` says what, one line each, and how to get it."""
+    """Data that a stage reads is not in the store yet: `needs` says what, one line each, and how to
+    get it."""
 
     def __init__(self, needs: Sequence[str]) -> None:
         super().__init__("; ".join(needs))

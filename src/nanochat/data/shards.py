@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from nanochat.data.hub import HubError
+from nanochat.data.hub import HubError, fetch_verified
 from nanochat.data.parquet import inspect_text
 from nanochat.data.sources import PinnedSource, ShardLocation, Source, get_source
-from nanochat.data.staging import alone, staging_folder
+from nanochat.data.staging import Stop, alone, staging_folder
 from nanochat.store import ObjectNotFound, ObjectStore, StoreError
 from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document, DocumentError
@@ -90,10 +90,11 @@ def ingest_shards(
     What is verified already is skipped. A shard that fails does not stop the others: it is in the
     report's `failed`, and the next call does only what is missing. `on_landed` is called on the
     calling thread. Sources without a hub are always copied. force: do verified ones again.
-    refresh: first take the source's newest revision.
+    refresh: first take the source's newest revision. An exception on the calling thread (an
+    interrupt, too) makes the others give up what they are at; what has arrived is continued later.
 
-    Raises ShardError for keys the source does not have; SourceError or HubError where the source
-    itself cannot be used.
+    Raises ShardError for keys the source does not have; SourceError, HubError or StoreError where
+    the source itself or the store cannot be used.
     """
     known = {*source.training_shards(), source.validation_shard()}
     unknown = [key for key in keys if key not in known]
@@ -103,7 +104,8 @@ def ingest_shards(
             f"{' …' if len(unknown) > 3 else ''}; its shards are {_extent(source)}"
         )
     pinned = source.pin(store, refresh=refresh)
-    job = _Ingestion(store, source.name, pinned, mode if source.has_hub else "copy", force)
+    stop = Stop()
+    job = _Ingestion(store, source.name, pinned, mode if source.has_hub else "copy", force, stop)
     landed: dict[str, ShardRecord] = {}
     skipped: dict[str, ShardRecord] = {}
     failed: dict[str, str] = {}
@@ -125,6 +127,7 @@ def ingest_shards(
             else:
                 skipped[key] = record
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
     order = {key: index for index, key in enumerate(keys)}
     return IngestReport(
@@ -143,12 +146,14 @@ class _Ingestion:
     pinned: PinnedSource
     mode: Mode
     force: bool
+    stop: Stop
 
     def ingest(self, key: str) -> tuple[ShardRecord, bool]:
         """The shard's record, and whether it is new."""
         started = time.monotonic()
         staged = staging_folder(self.store, f"shards/{self.source}") / f"{key}.parquet"
-        with alone(staged.with_name(f"{key}.lock")):  # two runs may want the same shard: one fetches it
+        # Two runs may want the same shard: one fetches it.
+        with alone(self.store, staged.with_name(f"{key}.lock"), self.stop):
             record = read_record(self.store, self.source, key)
             if record and not self.force and self._is_current(record):
                 return record, False
@@ -180,9 +185,7 @@ class _Ingestion:
             return record, True
 
     def _is_current(self, record: ShardRecord) -> bool:
-        if record.revision != self.pinned.revision:
-            return False
-        return _is_there(self.store, record, self.mode)
+        return _lack(self.store, record, self.mode, self.pinned.revision) is None
 
     def _has(self, key: str, location: ShardLocation) -> bool:
         """Whether the store holds the right bytes though their record is missing or of an older
@@ -194,26 +197,23 @@ class _Ingestion:
         )
 
     def _fetch(self, key: str, location: ShardLocation, staged: Path) -> None:
-        for attempt in (1, 2):
-            self.pinned.fetch(key, staged)
-            size, found = staged.stat().st_size, digest_file(staged)
-            if (size, found) == (location.size_bytes, location.sha256):
-                return
-            staged.unlink()
-            if attempt == 2:
-                raise ShardError(
-                    f"shard {key} of {self.source} arrived damaged twice: expected sha256 {location.sha256} "
-                    f"({location.size_bytes} bytes), got {found} ({size} bytes) from {location.url}. "
-                    "Check the mirror (HF_ENDPOINT) or proxy in between, then run it again."
-                )
+        fetch_verified(
+            lambda destination: self.pinned.fetch(key, destination, self.stop),
+            staged,
+            size_bytes=location.size_bytes,
+            sha256=location.sha256,
+            what=f"shard {key} of {self.source} ({location.url})",
+        )
 
 
 def read_record(store: ObjectStore, source: str, key: str) -> ShardRecord | None:
-    """The shard's record, or None where there is none that can be read (it is then ingested anew)."""
+    """The shard's record, or None where there is none that can be read, or one of another shard (it
+    is then ingested anew)."""
     try:
-        return ShardRecord.read(store, shard_record_key(source, key))
+        record = ShardRecord.read(store, shard_record_key(source, key))
     except (ObjectNotFound, DocumentError):
         return None
+    return record if (record.source, record.shard) == (source, key) else None
 
 
 def verify_shard(store: ObjectStore, record: ShardRecord) -> str | None:
@@ -242,14 +242,23 @@ def require_shards(
     """The records of `keys`, in order.
 
     Raises ShardError naming what is missing and the command that gets it. mode: "copy" asks for the
-    bytes, "reference" is content with a record. Sizes are compared, content is not read.
+    bytes, "reference" is content with a record. A shard of another revision than the source's
+    recorded one counts as missing: a text may stand in a training shard of the one and in the
+    validation shard of the other. Sizes are compared, content is not read.
     """
     records = {key: read_record(store, source.name, key) for key in keys}
-    missing = [key for key, record in records.items() if not record or not _is_there(store, record, mode)]
-    if missing:
+    revision = source.recorded_revision(store)
+    lacking: dict[str, list[str]] = {}
+    for key, record in records.items():
+        lack = _lack(store, record, mode, revision)
+        if lack:
+            lacking.setdefault(lack, []).append(key)
+    if lacking:
+        missing = [key for keys_lacking in lacking.values() for key in keys_lacking]
+        described = "; ".join(f"{describe_keys(some, source)} ({lack})" for lack, some in lacking.items())
         raise ShardError(
-            f"{len(missing)} of {len(keys)} shards of {source.name} are missing: "
-            f"{describe_keys(missing, source)}. Get them: {command_for(missing, source)}"
+            f"{len(missing)} of {len(keys)} shards of {source.name} are missing: {described}. "
+            f"Get them: {command_for(missing, source)}"
         )
     return [record for record in records.values() if record]
 
@@ -282,14 +291,24 @@ def describe_keys(keys: Iterable[str], source: Source) -> str:
 
 
 def shard_path(store: ObjectStore, source: str, key: str) -> Path:
-    """Where a verified shard can be read. Raises ShardError where it is not here."""
-    record = read_record(store, source, key)
-    if record is None or not _is_there(store, record, "copy"):
-        held = "only recorded by reference" if record and record.mode == "reference" else "not in the store"
+    """Where a shard that was verified when it was ingested can be read. Raises ShardError where it
+    is not here."""
+    lack = _lack(store, read_record(store, source, key), "copy", None)
+    if lack:
         raise ShardError(
-            f"shard {key} of {source} is {held}. Get it: {command_for([key], get_source(source))}"
+            f"shard {key} of {source} is {lack}. Get it: {command_for([key], get_source(source))}"
         )
     return shard_file(store, source, key)
+
+
+def verified_shard_path(store: ObjectStore, source: str, key: str) -> Path:
+    """The same, of a shard whose content is verified now. Raises ShardError where it is damaged."""
+    path = shard_path(store, source, key)
+    record = read_record(store, source, key)
+    problem = verify_shard(store, record) if record else None
+    if problem:
+        raise ShardError(problem)
+    return path
 
 
 def shard_file(store: ObjectStore, source: str, key: str) -> Path:
@@ -299,13 +318,19 @@ def shard_file(store: ObjectStore, source: str, key: str) -> Path:
     return path
 
 
-def _is_there(store: ObjectStore, record: ShardRecord, mode: Mode) -> bool:
-    if mode == "reference" and record.mode == "reference":
-        return True
+def _lack(store: ObjectStore, record: ShardRecord | None, mode: Mode, revision: str | None) -> str | None:
+    """What keeps a shard from being used as `mode` asks, without reading its content; None if nothing.
+
+    revision: what it must be of; None where that does not matter.
+    """
+    if record is None:
+        return "not in the store"
+    if revision is not None and record.revision != revision:
+        return f"of revision {record.revision[:12]}, the source is at {revision[:12]} now"
     if record.mode == "reference":
-        return False
+        return None if mode == "reference" else "only recorded by reference"
     info = store.head(record.key)
-    return info is not None and info.size == record.size_bytes
+    return None if info is not None and info.size == record.size_bytes else "not in the store"
 
 
 def _extent(source: Source) -> str:

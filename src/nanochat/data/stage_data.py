@@ -73,8 +73,8 @@ class StoredHub:
     def _references(self, repo: str, config: str, split: str) -> tuple[FileRef, ...]:
         if not self._fetch and not self._datasets.has(repo, config, split):
             raise TaskError(
-                f"dataset {repo} ({config}/{split}) is not in the store; materializing midtraining_datasets or "
-                "sft_datasets fetches it"
+                f"dataset {repo} ({config}/{split}) is not in the store; materializing "
+                "midtraining_datasets or sft_datasets fetches it"
             )
         return self._datasets.files(repo, config, split)
 

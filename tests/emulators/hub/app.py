@@ -6,6 +6,7 @@ must not send its token there. There is no chunk protocol (xet), so the client t
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -142,14 +143,15 @@ class Hub:
         }
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        fault = self.faults.take(_line(request), ("cut", "wrong_bytes"))
+        fault = self.faults.take(_line(request), ("cut", "slow", "wrong_bytes"))
         end = len(data)
         if fault and fault.kind == "wrong_bytes":
             at = max(start, fault.after)
             data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
-        elif fault:
+        elif fault and fault.kind == "cut":
             end = min(end, start + fault.after)
-        return StreamingResponse(_body(data, start, end), status_code=206 if wanted else 200, headers=headers)
+        body = _body(data, start, end, fault.pause_s if fault else 0.0)
+        return StreamingResponse(body, status_code=206 if wanted else 200, headers=headers)
 
     async def set_faults(self, request: Request) -> Response:
         if request.method == "DELETE":
@@ -207,9 +209,10 @@ def _entry(file: ServedFile) -> dict[str, object]:
     return entry
 
 
-async def _body(data: bytes, start: int, end: int) -> AsyncIterator[bytes]:
+async def _body(data: bytes, start: int, end: int, pause_s: float) -> AsyncIterator[bytes]:
     """Less than the announced length where the body is cut: the server then drops the connection."""
     for offset in range(start, end, CHUNK):
+        await asyncio.sleep(pause_s)
         yield data[offset : min(offset + CHUNK, end)]
 
 

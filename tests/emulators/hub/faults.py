@@ -12,14 +12,15 @@ from pydantic import BaseModel
 class Fault(BaseModel):
     """match: a regular expression searched in ``METHOD /path``. times: how many requests it spoils.
 
-    cut: the body ends after `after` bytes. wrong_bytes: the byte at `after` is flipped.
-    status: the answer is `status`, with `headers`.
+    slow: the server waits `pause_s` before every 64 KiB of the body. cut: the body ends after `after`
+    bytes. wrong_bytes: the byte at `after` is flipped. status: the answer is `status`, with `headers`.
     """
 
     match: str
-    kind: Literal["cut", "wrong_bytes", "status"]
+    kind: Literal["cut", "slow", "wrong_bytes", "status"]
     times: int = 1
     after: int = 0
+    pause_s: float = 0.0
     status: int = 500
     headers: dict[str, str] = {}
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from emulators.hub.client import HubEmulator, running_hub
 
 from nanochat.data.hub import HubError, HubRepo, Patience
+from nanochat.data.staging import Stop, Stopped
 from nanochat.store.digests import digest_file
 
 REPO = "someone/words"
@@ -70,6 +73,20 @@ def test_a_broken_download_is_continued_from_where_it_broke(
     assert digest_file(tmp_path / "a.parquet") == digest_file(folder / "data" / "a.parquet")
     ranges = [request["range"] for request in hub.requests() if request["path"].startswith("/storage/")]
     assert ranges == [None, "bytes=10485760-"]
+
+
+def test_a_transfer_that_is_to_stop_ends_in_the_middle(
+    hub: HubEmulator, repo: HubRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    hub.fault("GET /storage/", "slow", pause_s=0.1)  # 18 seconds for the whole file
+    stop = Stop()
+    threading.Timer(0.5, stop.set).start()
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        repo.download("data/a.parquet", repo.newest_revision(), tmp_path / "a.parquet", stop)
+    assert time.monotonic() - start < 5
+    assert not (tmp_path / "a.parquet").exists()
 
 
 def test_a_download_that_was_given_up_is_continued_by_the_next_call_and_never_looks_finished(

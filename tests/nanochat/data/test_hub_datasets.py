@@ -34,18 +34,33 @@ def questions(table: pa.Table) -> list[str]:
     return [str(value) for value in table.column("question").to_pylist()]
 
 
+def rows(datasets: HubDatasets, store: FileStore, config: str, split: str, repo: str = REPO) -> pa.Table:
+    files = [store.local_path(file.key) for file in datasets.files(repo, config, split)]
+    return pa.concat_tables([pq.read_table(path) for path in files], promote_options="permissive")
+
+
 def test_a_split_is_all_its_files_in_order_and_downloaded_once(folder: Path, tmp_store: FileStore) -> None:
     with running_hub(repos={REPO: folder}) as hub:
         datasets = HubDatasets(tmp_store, endpoint=hub.url)
-        assert questions(datasets.rows(REPO, "main", "train")) == ["a", "b", "c"]
-        assert questions(datasets.rows(REPO, "main", "train_extra")) == ["x"]
+        assert questions(rows(datasets, tmp_store, "main", "train")) == ["a", "b", "c"]
+        assert questions(rows(datasets, tmp_store, "main", "train_extra")) == ["x"]
         hub.forget()
-        assert questions(HubDatasets(tmp_store, endpoint=hub.url).rows(REPO, "main", "train")) == [
-            "a",
-            "b",
-            "c",
-        ]
+        again = HubDatasets(tmp_store, endpoint=hub.url)
+        assert again.has(REPO, "main", "train")
+        assert questions(rows(again, tmp_store, "main", "train")) == ["a", "b", "c"]
         assert hub.requests() == []
+
+
+def test_a_split_of_which_a_part_has_arrived_is_not_there(folder: Path, tmp_store: FileStore) -> None:
+    with running_hub(repos={REPO: folder}) as hub:
+        datasets = HubDatasets(tmp_store, endpoint=hub.url)
+        hub.fault("/resolve/.*/main/train-00001", "status", status=404)
+        with pytest.raises(HubError):
+            datasets.files(REPO, "main", "train")
+        assert not datasets.has(REPO, "main", "train")
+        hub.forget()
+        assert questions(rows(datasets, tmp_store, "main", "train")) == ["a", "b", "c"]
+        assert sum(request["path"].startswith("/storage/") for request in hub.requests()) <= 2
 
 
 def test_revision_and_digests_are_recorded_and_kept_until_refreshed(
@@ -53,17 +68,17 @@ def test_revision_and_digests_are_recorded_and_kept_until_refreshed(
 ) -> None:
     with running_hub(repos={REPO: folder}) as hub:
         datasets = HubDatasets(tmp_store, endpoint=hub.url)
-        datasets.rows(REPO, "main", "train")
+        datasets.files(REPO, "main", "train")
         record = DatasetRecord.read(tmp_store, "datasets/someone--questions/dataset.json")
         path = "main/train-00001-of-00002.parquet"
         assert record.files[path].sha256 == digest_file(folder / path)
         changed = tmp_path / "changed.parquet"
         pq.write_table(pa.table({"question": ["d"]}), changed)
         newer = hub.commit(REPO, path, changed)
-        assert questions(datasets.rows(REPO, "main", "train")) == ["a", "b", "c"]
+        assert questions(rows(datasets, tmp_store, "main", "train")) == ["a", "b", "c"]
         assert datasets.revision(REPO) == record.revision
         assert datasets.revision(REPO, refresh=True) == newer
-        assert questions(datasets.rows(REPO, "main", "train")) == ["a", "b", "d"]
+        assert questions(rows(datasets, tmp_store, "main", "train")) == ["a", "b", "d"]
 
 
 def test_a_damaged_file_is_fetched_once_more_then_refused_with_both_digests(
@@ -75,9 +90,9 @@ def test_a_damaged_file_is_fetched_once_more_then_refused_with_both_digests(
         with pytest.raises(
             HubError, match=r"test-00000-of-00001.parquet arrived damaged twice: expected sha256"
         ):
-            datasets.rows(REPO, "other", "test")
+            datasets.files(REPO, "other", "test")
         hub.fault("GET /storage/", "wrong_bytes", after=40)
-        assert questions(datasets.rows(REPO, "other", "test")) == ["z"]
+        assert questions(rows(datasets, tmp_store, "other", "test")) == ["z"]
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: Path, tmp_store: FileStore) -> None:
@@ -87,12 +102,12 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(folder: Path, tm
             HubError, match=r"no parquet files of split 'test' of 'main'.*It has: main/train, main"
         ),
     ):
-        HubDatasets(tmp_store, endpoint=hub.url).rows(REPO, "main", "test")
+        HubDatasets(tmp_store, endpoint=hub.url).files(REPO, "main", "test")
 
 
 @pytest.mark.needs_data
 @pytest.mark.parametrize(
-    ("repo", "config", "split", "rows", "columns"),
+    ("repo", "config", "split", "count", "columns"),
     [
         ("HuggingFaceTB/smol-smoltalk", "default", "train", 10_897, {"messages", "source"}),
         ("allenai/ai2_arc", "ARC-Easy", "train", 2_251, {"id", "question", "choices", "answerKey"}),
@@ -108,9 +123,9 @@ def test_the_datasets_of_the_tasks_are_read_as_the_hub_lays_them_out(
     repo: str,
     config: str,
     split: str,
-    rows: int,
+    count: int,
     columns: set[str],
 ) -> None:
-    table = HubDatasets(tmp_store).rows(repo, config, split)
-    assert table.num_rows == rows
+    table = rows(HubDatasets(tmp_store), tmp_store, config, split, repo)
+    assert table.num_rows == count
     assert set(table.column_names) == columns

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import fcntl
+import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +24,10 @@ from nanochat.data.shards import (
     shard_path,
     verify_shard,
 )
+from nanochat.data.sources.folder import FolderSource
 from nanochat.data.sources.hub import FINEWEB_EDU, HubSource
-from nanochat.store import FileStore
+from nanochat.data.staging import alone
+from nanochat.store import FileStore, StoreError
 from nanochat.store.digests import digest_file
 
 REPO = "someone/words"
@@ -191,12 +196,118 @@ def test_reference_mode_records_what_the_hub_says_and_fetches_no_bytes(
     assert record.sha256 == digest_file(folder / "shard_00000.parquet")
     assert downloads(hub) == 0
     assert require_shards(tmp_store, SOURCE, KEYS[:1], mode="reference") == [record]
-    with pytest.raises(ShardError, match="1 of 1 shards of words are missing"):
+    with pytest.raises(
+        ShardError, match=r"1 of 1 shards of words are missing: words_00000 \(only recorded by reference\)"
+    ):
         require_shards(tmp_store, SOURCE, KEYS[:1])
     assert keys_of(ingest_shards(tmp_store, SOURCE, KEYS[:1], mode="reference").skipped) == ["words_00000"]
     (copied,) = ingest_shards(tmp_store, SOURCE, KEYS[:1]).landed
     assert require_shards(tmp_store, SOURCE, KEYS[:1]) == [copied]
     assert keys_of(ingest_shards(tmp_store, SOURCE, KEYS[:1], mode="reference").skipped) == ["words_00000"]
+
+
+class Interrupted(BaseException):
+    """As an orchestrator ends a run: raised on the calling thread."""
+
+
+@pytest.mark.parametrize("waiting_for", ["another run's lock", "the pause before another attempt"])
+def test_an_interrupted_ingestion_ends_soon_and_begins_nothing_more(
+    hub: HubEmulator, tmp_store: FileStore, folder: Path, waiting_for: str
+) -> None:
+    def interrupt(record: ShardRecord) -> None:
+        raise Interrupted
+
+    SOURCE.pin(tmp_store)
+    lock = tmp_store.root / "staging" / "shards" / "words" / "words_00001.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("a") as held:
+        if waiting_for == "another run's lock":
+            fcntl.flock(held, fcntl.LOCK_EX)
+        else:
+            sha256 = digest_file(folder / "shard_00001.parquet")
+            hub.fault(f"/storage/{sha256}", "cut", after=10, times=100)
+        start = time.monotonic()
+        with pytest.raises(Interrupted):
+            ingest_shards(tmp_store, SOURCE, [KEYS[1], KEYS[0], *KEYS[2:]], threads=2, on_landed=interrupt)
+        assert time.monotonic() - start < 3
+    hub.forget()
+    time.sleep(0.5)
+    assert hub.requests() == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ingest")]
+    assert ingest_shards(tmp_store, SOURCE, KEYS).failed == {}
+
+
+def test_shards_of_an_older_revision_than_the_recorded_one_are_missing(
+    hub: HubEmulator, tmp_store: FileStore, tmp_path: Path
+) -> None:
+    keys = (*KEYS, SOURCE.validation_shard())
+    ingest_shards(tmp_store, SOURCE, keys)
+    newer = hub.commit(REPO, "shard_00001.parquet", write_shard(tmp_path / "new.parquet", ["other words"]))
+    ingest_shards(tmp_store, SOURCE, KEYS[:2], refresh=True)
+    assert len(require_shards(tmp_store, SOURCE, KEYS[:2])) == 2
+    with pytest.raises(ShardError) as raised:
+        require_shards(tmp_store, SOURCE, KEYS)
+    assert "3 of 5 shards of words are missing: words_00002…words_00004 (of revision " in str(raised.value)
+    assert f"the source is at {newer[:12]} now" in str(raised.value)
+    with pytest.raises(ShardError, match=r"words_00005 \(of revision .*`dg launch --assets validation_files"):
+        require_shards(tmp_store, SOURCE, [SOURCE.validation_shard()], mode="reference")
+    hub.forget()
+    assert ingest_shards(tmp_store, SOURCE, keys).failed == {}
+    assert downloads(hub) == 0, "they are the same in the new revision"
+    assert {record.revision for record in require_shards(tmp_store, SOURCE, keys)} == {newer}
+
+
+def test_a_record_of_another_shard_counts_as_none(hub: HubEmulator, tmp_store: FileStore) -> None:
+    ingest_shards(tmp_store, SOURCE, KEYS[:2])
+    tmp_store.put("shards/words/words_00000.json", tmp_store.get("shards/words/words_00001.json"))
+    assert read_record(tmp_store, "words", "words_00000") is None
+    (again,) = ingest_shards(tmp_store, SOURCE, KEYS[:1]).landed
+    assert (again.shard, verify_shard(tmp_store, again)) == ("words_00000", None)
+    body = json.loads(tmp_store.get("shards/words/words_00000.json"))
+    tmp_store.put("shards/words/words_00000.json", json.dumps({**body, "source": "other"}).encode())
+    assert read_record(tmp_store, "words", "words_00000") is None
+
+
+def test_a_shard_is_refused_with_what_is_wrong_and_leaves_the_others_alone(
+    tmp_path: Path, tmp_store: FileStore
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("blank", "fine", "flipped", "latin", "nulls", "other", "truncated", "validation"):
+        write_shard(folder / f"{name}.parquet", ["some words"] * 50)
+    whole = (folder / "fine.parquet").read_bytes()
+    (folder / "truncated.parquet").write_bytes(whole[: len(whole) // 2])
+    (folder / "flipped.parquet").write_bytes(whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:])
+    write_shard(folder / "blank.parquet", ["", None, " "])
+    write_shard(folder / "nulls.parquet", [None, "", "words"])
+    pq.write_table(pa.table({"content": ["words"]}), folder / "other.parquet")
+    latin = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"f\xfcr"))
+    pq.write_table(pa.table({"text": latin}), folder / "latin.parquet")
+    source = FolderSource("texts", folder)
+    report = ingest_shards(tmp_store, source, source.training_shards())
+    assert keys_of(report.landed) == ["texts_fine", "texts_nulls"]
+    assert {key: reason.partition(": ")[0] for key, reason in report.failed.items()} == {
+        key: f"shard {key} of texts"
+        for key in ("texts_blank", "texts_flipped", "texts_latin", "texts_other", "texts_truncated")
+    }
+    reasons = " ".join(report.failed.values())
+    for reason in ("has no text (3 rows", "not UTF-8", "no column 'text'", "not a readable parquet"):
+        assert reason in reasons
+    assert {record.shard: (record.rows, record.empty) for record in report.landed} == {
+        "texts_fine": (50, 0),
+        "texts_nulls": (3, 2),
+    }
+
+
+def test_a_store_that_cannot_be_written_is_named_with_the_next_step(hub: HubEmulator, tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "store")
+    SOURCE.pin(store)
+    (tmp_path / "store" / "staging").write_text("where a folder should be")
+    report = ingest_shards(store, SOURCE, KEYS[:1])
+    assert "cannot write" in report.failed["words_00000"]
+    assert "point NANOCHAT_STORE at another place" in report.failed["words_00000"]
+    with pytest.raises(StoreError, match="cannot write"), alone(store, tmp_path / "store" / "shards"):
+        pass
 
 
 def test_two_runs_that_want_the_same_shard_fetch_it_once(hub: HubEmulator, tmp_store: FileStore) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Protocol
 
+from nanochat.data.staging import Stop
 from nanochat.store import ObjectStore
 
 
@@ -32,10 +33,11 @@ class PinnedSource(Protocol):
         """Where the shard is and what its digest must be. Raises SourceError or HubError."""
         ...
 
-    def fetch(self, key: str, destination: Path) -> None:
-        """Bring the shard to `destination`, replaced atomically; its digest is the caller's to check.
+    def fetch(self, key: str, destination: Path, stop: Stop) -> None:
+        """Bring the shard to `destination`; its digest is the caller's to check.
 
-        What an interrupted fetch left beside `destination` is continued by the next one.
+        What a broken download left beside `destination` is continued by the next one. Raises Stopped
+        where it takes long and is to stop.
         """
         ...
 
@@ -51,17 +53,22 @@ class Source(Protocol):
         """Whether another machine can pull the shards from a data hub itself."""
         ...
 
+    @property
+    def has_documents(self) -> bool:
+        """Whether a shard says of each text what it documents, as the offline ones do."""
+        ...
+
     def training_shards(self) -> tuple[str, ...]: ...
 
     def validation_shard(self) -> str: ...
-
-    def resolve_revision(self) -> str:
-        """The newest revision there is now."""
-        ...
 
     def pin(self, store: ObjectStore, *, refresh: bool = False) -> PinnedSource:
         """The revision recorded in the store, resolved and recorded at first use.
 
         refresh: take the newest revision instead, and record it.
         """
+        ...
+
+    def recorded_revision(self, store: ObjectStore) -> str | None:
+        """The revision that all shards a model reads must be of; None where none is recorded."""
         ...

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 from pathlib import Path
 
 from nanochat.data.sources.base import ShardLocation, SourceError
+from nanochat.data.sources.offline import holds_documents
+from nanochat.data.staging import Stop
 from nanochat.store import ObjectStore
 from nanochat.store.digests import digest_file, digest_json
 
@@ -34,18 +35,25 @@ class FolderSource:
     def validation_shard(self) -> str:
         return tuple(self._files())[-1]
 
-    def resolve_revision(self) -> str:
-        """A digest of the files' names, sizes and times of change: what can be told without reading
-        them all. Ingestion reads whatever changed."""
-        listing = {}
-        for key, path in self._files().items():
-            status = path.stat()
-            listing[key] = [status.st_size, status.st_mtime_ns]
-        return digest_json(listing)
+    @property
+    def has_documents(self) -> bool:
+        return holds_documents(next(iter(self._files().values())))
 
     def pin(self, store: ObjectStore, *, refresh: bool = False) -> PinnedFolder:
-        """The folder as it is now: there is nothing that could be pinned."""
-        return PinnedFolder(self.name, self.resolve_revision(), self._files())
+        """The folder as it is now: there is nothing that could be pinned.
+
+        Its revision is a digest of the files' names, sizes and times of change: what can be told
+        without reading them all. Ingestion reads whatever changed.
+        """
+        files = self._files()
+        listing = {}
+        for key, path in files.items():
+            status = path.stat()
+            listing[key] = [status.st_size, status.st_mtime_ns]
+        return PinnedFolder(self.name, digest_json(listing), files)
+
+    def recorded_revision(self, store: ObjectStore) -> None:
+        return None
 
     def _files(self) -> dict[str, Path]:
         if not self.folder.is_dir():
@@ -79,10 +87,5 @@ class PinnedFolder:
             url=path.resolve().as_uri(), size_bytes=path.stat().st_size, sha256=digest_file(path)
         )
 
-    def fetch(self, key: str, destination: Path) -> None:
-        temporary = destination.with_name(f".{destination.name}.partial")
-        try:
-            shutil.copyfile(self.files[key], temporary)
-            os.replace(temporary, destination)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def fetch(self, key: str, destination: Path, stop: Stop) -> None:
+        shutil.copyfile(self.files[key], destination)

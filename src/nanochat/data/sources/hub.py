@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from nanochat.data.hub import HubError, HubRepo
 from nanochat.data.sources.base import ShardLocation
+from nanochat.data.staging import Stop
 from nanochat.store import ObjectNotFound, ObjectStore, PreconditionFailed
 from nanochat.store.documents import Document
 
@@ -33,6 +34,7 @@ class HubSource:
     prefix: str
     shards: int
     has_hub: bool = True
+    has_documents: bool = False
 
     def training_shards(self) -> tuple[str, ...]:
         return tuple(f"{self.prefix}_{index:05d}" for index in range(self.shards - 1))
@@ -40,28 +42,32 @@ class HubSource:
     def validation_shard(self) -> str:
         return f"{self.prefix}_{self.shards - 1:05d}"
 
-    def resolve_revision(self) -> str:
-        """The newest commit. Raises HubError."""
-        return HubRepo(self.repo).newest_revision()
-
     def at(self, revision: str) -> PinnedHub:
         """The source at a revision that is known already (a machine without the store's records)."""
         return PinnedHub(self, revision, HubRepo(self.repo))
 
     def pin(self, store: ObjectStore, *, refresh: bool = False) -> PinnedHub:
         """Raises HubError where the revision has to be asked for and the hub does not give it."""
-        key = f"shards/{self.name}/revision.json"
-        if not refresh:
-            try:
-                return self.at(SourceRevision.read(store, key).revision)
-            except ObjectNotFound:
-                pass
-        newest = SourceRevision(source=self.name, repo=self.repo, revision=self.resolve_revision())
+        recorded = self.recorded_revision(store)
+        if recorded and not refresh:
+            return self.at(recorded)
+        hub = HubRepo(self.repo)
+        newest = SourceRevision(source=self.name, repo=self.repo, revision=hub.newest_revision())
         try:
-            store.put(key, newest.to_bytes(), if_absent=not refresh)
+            store.put(self._revision_key, newest.to_bytes(), if_absent=not refresh)
         except PreconditionFailed:  # another process asked first: its answer is the recorded one
-            return self.at(SourceRevision.read(store, key).revision)
-        return self.at(newest.revision)
+            return self.pin(store)
+        return PinnedHub(self, newest.revision, hub)
+
+    def recorded_revision(self, store: ObjectStore) -> str | None:
+        try:
+            return SourceRevision.read(store, self._revision_key).revision
+        except ObjectNotFound:
+            return None
+
+    @property
+    def _revision_key(self) -> str:
+        return f"shards/{self.name}/revision.json"
 
     def path(self, key: str) -> str:
         """The file of a shard in the repository."""
@@ -88,8 +94,8 @@ class PinnedHub:
             url=self.hub.url(path, self.revision), size_bytes=file.size_bytes, sha256=file.sha256
         )
 
-    def fetch(self, key: str, destination: Path) -> None:
-        self.hub.download(self.source.path(key), self.revision, destination)
+    def fetch(self, key: str, destination: Path, stop: Stop) -> None:
+        self.hub.download(self.source.path(key), self.revision, destination, stop)
 
 
 # karpathy/fineweb-edu-100b-shuffle: 1,822 training shards and shard_01822 for validation.

@@ -29,11 +29,12 @@ from pydantic import BaseModel, ConfigDict
 import nanochat
 from nanochat.data.prose.installation import Origin, origins
 from nanochat.data.sources.base import ShardLocation, SourceError
-from nanochat.data.staging import alone, staging_folder
-from nanochat.store import ObjectNotFound, ObjectStore
+from nanochat.data.staging import Stop, alone, staging_folder
+from nanochat.store import ObjectNotFound, ObjectStore, StoreError
 from nanochat.store.digests import canonical_json, digest_file
 from nanochat.store.documents import Document
 from nanochat.store.layout import shard_key, shard_record_key
+from nanochat.store.objects import writing
 
 NAME = "offline"
 TRAINING_SHARDS = tuple(f"offline_{index:05d}" for index in range(8))
@@ -43,7 +44,8 @@ CORPUS_KEY = f"shards/{NAME}/corpus.json"
 MAX_BYTES = 20_000_000
 MIN_BYTES = 5_000_000
 VALIDATION_PER_MILLE = 30
-# About two rows of the quick model: enough for a row to hold neighbours, little enough for a batch to be varied.
+# About two rows of the quick model: enough for a row to hold neighbours, little enough for a batch
+# to be varied.
 PASSAGE_CHARS = 1_500
 _ROW_GROUP_ROWS = 1024
 
@@ -110,6 +112,7 @@ class OfflineSource:
 
     name: str = NAME
     has_hub: bool = False
+    has_documents: bool = True
     installation: Callable[[], Sequence[Origin]] = origins
     min_bytes: int = MIN_BYTES
 
@@ -119,19 +122,17 @@ class OfflineSource:
     def validation_shard(self) -> str:
         return VALIDATION_SHARD
 
-    def resolve_revision(self) -> str:
-        """The digest of the corpus that this installation gives now (gathers it)."""
-        with tempfile.TemporaryDirectory() as folder:
-            return self.write(Path(folder)).digest
-
     def write(self, folder: Path) -> Corpus:
-        """Gather the corpus into ``<folder>/<key>.parquet``. Raises SourceError where it is too small."""
+        """Gather the corpus into ``<folder>/<key>.parquet``. Raises what `write_corpus` raises."""
         return write_corpus(folder, self.installation(), min_bytes=self.min_bytes)
 
     def pin(self, store: ObjectStore, *, refresh: bool = False) -> PinnedOffline:
-        """The recorded corpus, else (or with `refresh`) a newly gathered one, put into the store."""
+        """The recorded corpus, else (or with `refresh`) a newly gathered one, put into the store.
+
+        Raises what `write_corpus` raises.
+        """
         folder = staging_folder(store, f"shards/{NAME}")
-        with alone(folder / "corpus.lock"):
+        with alone(store, folder / "corpus.lock"):
             recorded = read_corpus(store)
             if recorded and not refresh:
                 return PinnedOffline(self, recorded)
@@ -146,6 +147,10 @@ class OfflineSource:
             store.put(CORPUS_KEY, corpus.to_bytes())
             return PinnedOffline(self, corpus)
 
+    def recorded_revision(self, store: ObjectStore) -> str | None:
+        corpus = read_corpus(store)
+        return corpus.digest if corpus else None
+
 
 class PinnedOffline:
     """A recorded corpus. Its shards are in the store; one that was lost is made again."""
@@ -155,6 +160,7 @@ class PinnedOffline:
         self.corpus = corpus
         self._lock = threading.Lock()
         self._made: tempfile.TemporaryDirectory[str] | None = None
+        self._failure: Exception | None = None
 
     @property
     def revision(self) -> str:
@@ -166,11 +172,18 @@ class PinnedOffline:
             url=f"offline:{self.corpus.digest}/{key}", size_bytes=shard.size_bytes, sha256=shard.sha256
         )
 
-    def fetch(self, key: str, destination: Path) -> None:
+    def fetch(self, key: str, destination: Path, stop: Stop) -> None:
         """Raises SourceError where the installation has changed since the corpus was recorded."""
         with self._lock:
+            stop.pause(0)
+            if self._failure is not None:  # the next shard would only gather in vain again
+                raise self._failure
             if self._made is None:
-                self._made = self._gather_again()
+                try:
+                    self._made = self._gather_again()
+                except (SourceError, StoreError) as error:
+                    self._failure = error
+                    raise
             shutil.copyfile(Path(self._made.name, f"{key}.parquet"), destination)
 
     def _gather_again(self) -> tempfile.TemporaryDirectory[str]:
@@ -227,7 +240,8 @@ def gather(sources: Sequence[Origin], *, max_bytes: int = MAX_BYTES) -> list[Off
 def write_corpus(folder: Path, sources: Sequence[Origin], *, min_bytes: int = MIN_BYTES) -> Corpus:
     """Gather what `sources` document and write every shard as ``<folder>/<key>.parquet``.
 
-    Raises SourceError where there is too little text to train on.
+    Raises SourceError where there is too little text to train on or it cannot be gathered, and
+    StoreError where it cannot be written.
     """
     documents = gather(sources)
     size = sum(len(document.text.encode()) for document in documents)
@@ -242,6 +256,8 @@ def write_corpus(folder: Path, sources: Sequence[Origin], *, min_bytes: int = MI
     sizes: Counter[str] = Counter()
     for document in documents:
         sizes[document.source] += len(document.text.encode())
+    with writing(folder, "the offline corpus"):
+        shards = {key: _write_shard(folder / f"{key}.parquet", rows) for key, rows in split.items()}
     return Corpus(
         digest=_content_digest(split),
         python=sys.version.split()[0],
@@ -252,7 +268,7 @@ def write_corpus(folder: Path, sources: Sequence[Origin], *, min_bytes: int = MI
             for origin in sources
             if counts[origin.name]
         },
-        shards={key: _write_shard(folder / f"{key}.parquet", rows) for key, rows in split.items()},
+        shards=shards,
     )
 
 
@@ -294,16 +310,38 @@ def _passages(documents: Iterable[OfflineDocument]) -> Iterator[list[OfflineDocu
         yield passage
 
 
-def read_offline_documents(paths: Iterable[Path]) -> Iterator[OfflineDocument]:
-    """Every document of the given shard files, in order."""
+_COLUMNS = [field.name for field in dataclasses.fields(OfflineDocument)]
+
+
+def holds_documents(path: Path) -> bool:
+    """Whether a parquet file has the columns of an offline shard."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [field.name for field in dataclasses.fields(OfflineDocument)]
+    try:
+        return set(_COLUMNS) <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def read_offline_documents(paths: Iterable[Path]) -> Iterator[OfflineDocument]:
+    """Every document of the given shard files, in order, null and blank ones left out.
+
+    Raises SourceError naming a file that has texts alone.
+    """
+    import pyarrow.parquet as pq
+
     for path in paths:
+        if not holds_documents(path):
+            raise SourceError(
+                f"{path.name}: has not the columns {', '.join(_COLUMNS)} that say what its texts document. "
+                "Write it like the source's other shards, or leave out the tasks made from documentation."
+            )
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=columns):
+            for batch in file.iter_batches(columns=_COLUMNS):
                 for row in batch.to_pylist():
-                    yield OfflineDocument(**row)
+                    if row["text"] and not row["text"].isspace():
+                        yield OfflineDocument(**row)
 
 
 def _is_validation(module: str) -> bool:
@@ -360,10 +398,16 @@ def _run_worker(paths: list[str]) -> list[bytes]:
     process = subprocess.run(
         [sys.executable, "-m", "nanochat.data.prose.docstrings"],
         input=json.dumps(paths).encode(),
-        stdout=subprocess.PIPE,
+        capture_output=True,
         env={**os.environ, "PYTHONPATH": search},
-        check=True,
     )
+    if process.returncode:
+        said = process.stderr.decode(errors="replace").strip()[-500:]
+        raise SourceError(
+            f"the offline corpus cannot be gathered: a process that reads docstrings ended with status "
+            f"{process.returncode}{f' ({said})' if said else ''}. A negative status is a signal, -9 mostly a "
+            "lack of memory: free some and run it again."
+        )
     return process.stdout.splitlines()
 
 

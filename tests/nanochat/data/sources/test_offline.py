@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import resource
+import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nanochat.data.prose.installation import Origin, SourceFile, origins
@@ -14,12 +18,13 @@ from nanochat.data.sources.offline import (
     VALIDATION_SHARD,
     OfflineSource,
     gather,
+    holds_documents,
     read_corpus,
     read_offline_documents,
     split_documents,
     write_corpus,
 )
-from nanochat.store import FileStore
+from nanochat.store import FileStore, StoreError
 
 ALL = (*TRAINING_SHARDS, VALIDATION_SHARD)
 
@@ -147,18 +152,77 @@ def test_a_lost_shard_of_another_installation_is_refused_with_the_difference(
     assert "package 1.0 → 2.0" in report.failed["offline_00000"]
 
 
+def test_what_cannot_be_made_again_is_gathered_once_and_not_for_every_shard(
+    tmp_path: Path, tmp_store: FileStore
+) -> None:
+    gathered = []
+
+    def changed() -> Sequence[Origin]:
+        gathered.append(1)
+        return installation(tmp_path / "package", 150)
+
+    for record in ingest_shards(tmp_store, small_source(tmp_path / "package"), TRAINING_SHARDS).landed:
+        tmp_store.delete(record.key)
+    report = ingest_shards(tmp_store, OfflineSource(installation=changed, min_bytes=1_000), TRAINING_SHARDS)
+    assert list(report.failed) == list(TRAINING_SHARDS)
+    assert len(set(report.failed.values())) == len(gathered) == 1
+
+
+def test_a_corpus_that_cannot_be_written_is_said_as_the_store_says_it(
+    tmp_path: Path, tmp_store: FileStore
+) -> None:
+    source = small_source(tmp_path / "package")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    source.installation()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(StoreError, match=r"the offline corpus: cannot write .*the disk is not full"):
+            source.pin(tmp_store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_reading_process_that_dies_is_told_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = installation(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(SourceError, match=r"cannot be gathered: .* ended with status 1"):
+        gather(sources)
+
+
+def test_a_file_of_texts_alone_has_no_documents(tmp_path: Path) -> None:
+    path = tmp_path / "plain.parquet"
+    pq.write_table(pa.table({"text": ["words"]}), path)
+    with pytest.raises(SourceError, match=r"plain\.parquet: has not the columns text, source, module"):
+        list(read_offline_documents([path]))
+    assert not holds_documents(path)
+    row = {"source": "p", "module": "m", "name": "", "kind": "docstring", "part": 0}
+    pq.write_table(pa.Table.from_pylist([{"text": text, **row} for text in ("a", None, " ")]), path)
+    assert holds_documents(path)
+    assert [document.text for document in read_offline_documents([path])] == ["a"]
+
+
+def _processor_s() -> float:
+    """Of this process and of those that it started and that have ended."""
+    return sum(
+        resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
 def test_this_installation_gives_five_to_twenty_megabytes_in_less_than_a_minute_of_work(
     tmp_path: Path,
 ) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = _processor_s()
     corpus = write_corpus(tmp_path, origins())
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = _processor_s()
     assert 5e6 <= corpus.text_bytes <= 20e6
     assert corpus.origins["python"].documents > 3_000
     validation = corpus.shards[VALIDATION_SHARD].text_bytes / corpus.text_bytes
     assert 0.01 < validation < 0.06
     # Processor time, not the clock: other tests run beside this one.
-    assert after.ru_utime - before.ru_utime < 60
+    assert after - before < 60
     texts = [
         document.text for document in read_offline_documents([tmp_path / f"{key}.parquet" for key in ALL])
     ]
