@@ -25,13 +25,19 @@ Event = dict[str, Any]
 
 
 def encode_event(type: str, **fields: Any) -> bytes:
-    """One line. A number that is not finite becomes null: JSON has no word for it."""
-    event = {"type": type, "time": round(time.time(), 3)}
-    event.update(
-        (name, None if isinstance(value, float) and not math.isfinite(value) else value)
-        for name, value in fields.items()
-    )
+    """One line. A number that is not finite becomes null, however deep it lies: JSON has no word for it."""
+    event = {"type": type, "time": round(time.time(), 3), **_finite(fields)}
     return (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 class EventWriter:

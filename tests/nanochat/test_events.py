@@ -37,7 +37,10 @@ def test_a_damaged_line_is_reported_and_the_rest_is_read(tmp_store) -> None:
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
-    assert json.loads(encode_event("step", loss=float("nan")))["loss"] is None
+    metrics = {"val_bpb": float("nan"), "counts": [1, float("inf")], "name": "x"}
+    event = json.loads(encode_event("eval", loss=float("nan"), metrics=metrics))
+    assert event["loss"] is None
+    assert event["metrics"] == {"val_bpb": None, "counts": [1, None], "name": "x"}
 
 
 def test_the_shipper_joins_the_trainers_events_with_its_own(tmp_store, tmp_path) -> None:
