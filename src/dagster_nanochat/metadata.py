@@ -8,8 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from nanochat.events import EventStream
-from nanochat.export.curves import loss_curve_png
+from nanochat.export.curves import CURVE, receipt_curve_png
 from nanochat.export.markdown import table
 from nanochat.store import ObjectStore
 from nanochat.store.receipts import Receipt
@@ -31,8 +30,7 @@ def picture(png: bytes, alt: str) -> dg.MetadataValue:
 
 def receipt_metadata(store: ObjectStore, receipt: Receipt, *, model: str, reused: bool) -> dict[str, Any]:
     """What a stage's materialization shows."""
-    events = EventStream(store, receipt.events_key).all() if receipt.events_key else []
-    curve = loss_curve_png(events, f"{model} · {receipt.stage}")
+    curve = receipt_curve_png(store, receipt, f"{model} · {receipt.stage}")
     metadata: dict[str, Any] = {
         "reused": reused,
         "fingerprint": receipt.fingerprint[:12],
@@ -56,6 +54,8 @@ def receipt_metadata(store: ObjectStore, receipt: Receipt, *, model: str, reused
     if receipt.samples:
         metadata["samples"] = dg.MetadataValue.md(table(receipt.samples))
     for name, rows in receipt.tables.items():
+        if name == CURVE:  # the picture
+            continue
         metadata[f"table_{name}" if name in metadata else name] = dg.MetadataValue.md(table(rows))
     if receipt.warnings:
         metadata["warnings"] = dg.MetadataValue.md("\n".join(f"- {warning}" for warning in receipt.warnings))

@@ -36,8 +36,8 @@ class ByteLoss:
     """Sums over the targets that count; those of several batches or ranks add up."""
 
     nats: float = 0.0
-    bytes: int = 0
-    tokens: int = 0
+    bytes: float = 0
+    tokens: float = 0
 
     def __add__(self, other: ByteLoss) -> ByteLoss:
         return ByteLoss(self.nats + other.nats, self.bytes + other.bytes, self.tokens + other.tokens)
@@ -72,17 +72,3 @@ def byte_loss(model: GPT, batches: Iterable[TargetBatch], token_bytes: npt.NDArr
         nats = model.loss_sum(batch.ids_BT.to(model.device), targets_BT, counted_BT.float())
         total += ByteLoss(float(nats), int(bytes_BT.sum()), int(counted_BT.sum()))
     return total
-
-
-def sum_over_ranks(loss: ByteLoss) -> ByteLoss:
-    """The sum of every rank's part; the same on all of them. One process keeps its own."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return loss
-    parts: list[ByteLoss | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, loss)
-    return sum((part for part in parts if part is not None), ByteLoss())
-
-
-def bits_per_byte(model: GPT, batches: Iterable[TargetBatch], token_bytes: npt.NDArray[np.integer]) -> float:
-    """Bits per byte over `batches` (see `byte_loss`), summed over ranks where there are several."""
-    return sum_over_ranks(byte_loss(model, batches, token_bytes)).bits_per_byte

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from nanochat.data.questions import Question, to_prompt
-from nanochat.evaluation.intervals import wilson
+from nanochat.data.questions import Question, QuestionError, to_prompt
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Right answers of all, with Wilson's 95 % interval and what guessing would reach.
+    """Right answers of all, and what guessing would reach.
 
     skipped: questions longer than the model's context; they are not in `total`.
     """
@@ -30,23 +29,11 @@ class Accuracy:
     chance: float
     skipped: int = 0
 
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total if self.total else 0.0
-
-    @property
-    def low(self) -> float:
-        return wilson(self.correct, self.total).low
-
-    @property
-    def high(self) -> float:
-        return wilson(self.correct, self.total).high
-
 
 def multiple_choice(
     model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], *, batch: int = 32
 ) -> Accuracy:
-    """Ask every question that fits the context. Raises ValueError for a letter of several tokens."""
+    """Ask every question that fits the context. Raises QuestionError for a letter of several tokens."""
     answers = choose(model, tokenizer, questions, batch=batch)
     asked = [(question, answer) for question, answer in zip(questions, answers, strict=True) if answer]
     return Accuracy(
@@ -63,7 +50,7 @@ def choose(
 ) -> list[str | None]:
     """The model's letter for each question; None where the question is longer than the context."""
     prompts = [tokenizer.render_prompt(to_prompt(question)) for question in questions]
-    letters = [[_letter_id(tokenizer, letter) for letter in question.letters] for question in questions]
+    letters = [letter_ids(tokenizer, question) for question in questions]
     answers: list[str | None] = [None] * len(questions)
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= model.config.context]
     # Prompts of like length share a batch, padded on the right: a later token changes no earlier one.
@@ -82,11 +69,15 @@ def choose(
     return answers
 
 
-def _letter_id(tokenizer: Tokenizer, letter: str) -> int:
-    ids = tokenizer.encode(letter)
-    if len(ids) != 1:
-        raise ValueError(
-            f"the letter {letter!r} is {len(ids)} tokens of this tokenizer; multiple choice needs letters "
-            "that are one"
-        )
-    return ids[0]
+def letter_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
+    """The token of each of the question's letters. Raises QuestionError for a letter of several."""
+    found = []
+    for letter in question.letters:
+        ids = tokenizer.encode(letter)
+        if len(ids) != 1:
+            raise QuestionError(
+                f"question {question.id}: the letter {letter!r} is {len(ids)} tokens of this tokenizer; "
+                "multiple choice needs letters that are one"
+            )
+        found += ids
+    return found

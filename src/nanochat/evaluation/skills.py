@@ -18,6 +18,8 @@ from nanochat.inference.tools import written
 ANSWER_TOKENS = 96
 
 WRONG_EXAMPLES = 5
+# What stands for the answer to a question that fills the context.
+NOT_ASKED = "(not asked: longer than the model's context)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +53,33 @@ class SkillResult:
 def evaluate_skills(
     engine: Engine, questions: Mapping[Skill, Sequence[HeldOutQuestion]], *, examples: int = WRONG_EXAMPLES
 ) -> dict[Skill, SkillResult]:
-    """Ask everything, batched over all skills. examples: wrong answers kept for each skill."""
+    """Ask everything, batched over all skills. examples: wrong answers kept for each skill.
+
+    A question that leaves no room for an answer in the model's context is not asked, and wrong.
+    """
     asked = [question for group in questions.values() for question in group]
     prompts = [engine.tokenizer.render_prompt(question.to_prompt()) for question in asked]
-    generations = engine.generate(prompts, Sampling(max_tokens=ANSWER_TOKENS))
-    answers: dict[Skill, list[tuple[HeldOutQuestion, Generation]]] = {skill: [] for skill in questions}
-    for question, generation in zip(asked, generations, strict=True):
-        answers[question.skill].append((question, generation))
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < engine.context]
+    generations = engine.generate([prompts[index] for index in fitting], Sampling(max_tokens=ANSWER_TOKENS))
+    given = dict(zip(fitting, generations, strict=True))
+    answers: dict[Skill, list[tuple[HeldOutQuestion, Generation | None]]] = {s: [] for s in questions}
+    for index, question in enumerate(asked):
+        answers[question.skill].append((question, given.get(index)))
     return {skill: _result(skill, group, examples) for skill, group in answers.items()}
 
 
 def _result(
-    skill: Skill, answers: Sequence[tuple[HeldOutQuestion, Generation]], examples: int
+    skill: Skill, answers: Sequence[tuple[HeldOutQuestion, Generation | None]], examples: int
 ) -> SkillResult:
     wrong = [
         WrongAnswer(
             question=question.question,
             expected=question.expected,
-            answer="".join(written(generation.parts)),
+            answer="".join(written(generation.parts)) if generation else NOT_ASKED,
         )
         for question, generation in answers
-        if not judge(
+        if generation is None
+        or not judge(
             question, text=generation.text, calls=[call.expression for call in generation.tool_calls]
         )
     ]

@@ -1,27 +1,48 @@
-"""Loss curves as pictures."""
+"""Loss curves as pictures, from a receipt's tables or, while there is none, from the events."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from nanochat.events import Event
+from nanochat.events import Event, EventStream
+from nanochat.store import ObjectStore
+from nanochat.store.receipts import Receipt
+
+# A training stage's tables that begin with a step: its loss over all attempts, and what was measured.
+CURVE = "curve"
+EVALUATIONS = "evaluations"
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-def loss_curve_png(events: Iterable[Event], title: str) -> bytes | None:
-    """The loss of every step and the evaluations, as a PNG; None where no step was taken."""
+def receipt_curve_png(store: ObjectStore, receipt: Receipt, title: str) -> bytes | None:
+    """The curve of a stage over all its attempts; from its last one's events where the receipt has none."""
+    if CURVE in receipt.tables:
+        return loss_curve_png(receipt.tables[CURVE], receipt.tables.get(EVALUATIONS, ()), title)
+    events = EventStream(store, receipt.events_key).all() if receipt.events_key else []
+    return event_curve_png(events, title)
+
+
+def event_curve_png(events: Iterable[Event], title: str) -> bytes | None:
+    """The curve of an attempt as far as it has come."""
+    curve, evaluations = [], []
+    for event in events:
+        if event["type"] == "step":
+            curve.append({"step": event["step"], "loss": event.get("loss")})
+        elif event["type"] == "eval":
+            evaluations.append({"step": event["step"], **event["metrics"]})
+    return loss_curve_png(curve, evaluations, title)
+
+
+def loss_curve_png(curve: Rows, evaluations: Rows, title: str) -> bytes | None:
+    """Rows of ``step`` and ``loss``, and of ``step`` and metrics, as a PNG; None where no step was taken."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps: dict[int, float] = {}
-    evaluations: dict[str, dict[int, float]] = {}
-    for event in events:
-        if event["type"] == "step" and event.get("loss") is not None:
-            steps[event["step"]] = event["loss"]
-        elif event["type"] == "eval":
-            for name, value in event["metrics"].items():
-                if value is not None:
-                    evaluations.setdefault(name, {})[event["step"]] = value
+    steps = _points(curve, "loss")
+    bpb = _points(evaluations, "val_bpb")
     if not steps:
         return None
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
@@ -33,7 +54,6 @@ def loss_curve_png(events: Iterable[Event], title: str) -> bytes | None:
     axes.set_ylabel("loss (nats a token)")
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    bpb = evaluations.get("val_bpb")
     if bpb:
         right = axes.twinx()
         right.plot(list(bpb), list(bpb.values()), "o--", color="C1", label="validation bits per byte")
@@ -47,7 +67,13 @@ def loss_curve_png(events: Iterable[Event], title: str) -> bytes | None:
     return buffer.getvalue()
 
 
-def _smooth(values: Sequence[float], weight: float = 0.96) -> list[float]:
+def _points(rows: Rows, name: str) -> dict[int, float]:
+    return {row["step"]: row[name] for row in rows if row.get(name) is not None}
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean whose memory is some sixtieth of the curve."""
+    weight = max(0.0, 1.0 - 60 / len(values))
     smoothed, average, norm = [], 0.0, 0.0
     for value in values:
         average = weight * average + (1 - weight) * value

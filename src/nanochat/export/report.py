@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nanochat.events import EventStream
-from nanochat.export.curves import loss_curve_png
+from nanochat.export.curves import CURVE, receipt_curve_png
 from nanochat.export.markdown import table
 from nanochat.recipes import Recipe, parameters
 from nanochat.stages import TRAINING_STAGES, StageState
 from nanochat.store import ObjectStore
+from nanochat.store.receipts import Receipt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,14 @@ def make_report(recipe: Recipe, states: Mapping[str, StageState], store: ObjectS
             continue
         receipt = state.receipt
         lines = [f"## {stage}", ""]
-        events = EventStream(store, receipt.events_key).all() if receipt.events_key else []
-        png = loss_curve_png(events, f"{recipe.name} · {stage}")
+        png = receipt_curve_png(store, receipt, f"{recipe.name} · {stage}")
         if png:
             pictures[f"{stage}_loss.png"] = png
             lines += [f"![loss of {stage}]({stage}_loss.png)", ""]
         lines += [table([{"metric": k, "value": v} for k, v in sorted(receipt.metrics.items())]), ""]
         for name, rows in receipt.tables.items():
+            if name == CURVE:  # the picture
+                continue
             lines += [f"### {name.replace('_', ' ')}", "", table(rows), ""]
         if receipt.samples:
             lines += ["### Samples", "", table(receipt.samples), ""]
@@ -103,12 +104,15 @@ def _lineage(states: Mapping[str, StageState]) -> str:
                 "seconds": round(receipt.seconds, 1) if receipt else "-",
                 "dollars": round(receipt.dollars, 2) if receipt else "-",
                 "code": (receipt.code_revision or "-")[:10] if receipt else "-",
-                "where": str(receipt.hardware.get("cpu", receipt.hardware.get("machine", "")))
-                if receipt
-                else "",
+                "where": _where(receipt) if receipt else "",
             }
         )
     return f"## Lineage\n\n{table(rows)}\n"
+
+
+def _where(receipt: Receipt) -> str:
+    """The processor that did the work, as exactly as it is known."""
+    return next((str(receipt.hardware[k]) for k in ("gpu", "cpu", "machine") if k in receipt.hardware), "")
 
 
 def _data(states: Mapping[str, StageState]) -> str:

@@ -101,9 +101,10 @@ def load_chat(
 
 
 def load_engine(store: ObjectStore, model: str, source: Source = "sft", device: str = "auto") -> Engine:
-    """The engine over a model's current `source` stage; `auto` is a GPU where there is one.
+    """The engine over a model's current `source` stage; `auto` is an NVIDIA GPU where there is one, else
+    the CPU (an Apple GPU only where `mps` is asked for).
 
-    Weights are fp32 on a CPU and bfloat16 on a GPU. Raises ChatError where that stage is not built,
+    Weights are bfloat16 on an NVIDIA GPU, else fp32. Raises ChatError where that stage is not built,
     CheckpointError where a file is not what its receipt says.
     """
     receipt = current_receipt(store, model, STAGE_OF[source])

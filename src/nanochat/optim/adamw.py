@@ -11,13 +11,17 @@ from nanochat.recipes import Optimizer
 
 
 class AdamW:
-    """Loshchilov & Hutter 2019, arXiv:1711.05101. `parameters`: (name, table, learning rate)."""
+    """Loshchilov & Hutter 2019, arXiv:1711.05101. `parameters`: (name, table, name of its learning
+    rate, that rate before the stage's factor).
 
-    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter, float]], config: Optimizer) -> None:
-        self._parameters = [(name, parameter) for name, parameter, _ in parameters]
-        self._lrs = [lr * config.lr_factor for _, _, lr in parameters]
+    lrs: the rates by name where the schedule's multiplier is 1.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter, str, float]], config: Optimizer) -> None:
+        self._parameters = [(name, parameter) for name, parameter, _, _ in parameters]
+        self.lrs = {rate: lr * config.lr_factor for _, _, rate, lr in parameters}
         self._adamw = torch.optim.AdamW(
-            [{"params": [parameter], "lr": lr} for _, parameter, lr in parameters],
+            [{"params": [parameter], "lr": lr} for _, parameter, _, lr in parameters],
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
@@ -31,7 +35,7 @@ class AdamW:
             }
 
     def step(self, lr_multiplier: float) -> None:
-        for group, lr in zip(self._adamw.param_groups, self._lrs, strict=True):
+        for group, lr in zip(self._adamw.param_groups, self.lrs.values(), strict=True):
             group["lr"] = lr * lr_multiplier
         self._adamw.step()
 

@@ -37,11 +37,17 @@ class Optimizers:
     ) -> None:
         self._config, self._schedule, self._steps = config, schedule, steps
         named = dict(model.named_parameters())
-        tables = {"wte.weight": config.embedding_lr, "lm_head.weight": config.unembedding_lr}
+        tables = {"wte.weight": "embedding_lr", "lm_head.weight": "unembedding_lr"}
         width_factor = (model.config.width / REFERENCE_WIDTH) ** -0.5
         dtype = newton_schulz_dtype or getattr(torch, config.muon_newton_schulz_dtype)
         self._muon = Muon([(name, p) for name, p in named.items() if name not in tables], config, dtype)
-        self._adamw = AdamW([(name, named[name], lr * width_factor) for name, lr in tables.items()], config)
+        self._adamw = AdamW(
+            [
+                (name, named[name], rate, getattr(config, rate) * width_factor)
+                for name, rate in tables.items()
+            ],
+            config,
+        )
         self._parameters = list(named.values())
         self.gradients = torch.zeros(
             sum(parameter.numel() for parameter in self._parameters), device=model.device
@@ -61,6 +67,12 @@ class Optimizers:
     def lr_multiplier(self, step: int) -> float:
         """The schedule's factor in step `step` (0 …)."""
         return lr_multiplier(self._schedule, step, self._steps)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """What step `step` (0 …) learns at: the schedule's factor, and the rates that come of it."""
+        multiplier = self.lr_multiplier(step)
+        rates = {"matrix_lr": self._muon.lr, **self._adamw.lrs}
+        return {"lr_multiplier": multiplier, **{name: multiplier * rate for name, rate in rates.items()}}
 
     @torch.no_grad()
     def step(self, step: int) -> float:

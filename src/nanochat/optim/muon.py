@@ -34,7 +34,10 @@ def orthogonalize(g_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon:
-    """One momentum stack for each shape among `parameters`, which are (name, matrix) pairs."""
+    """One momentum stack for each shape among `parameters`, which are (name, matrix) pairs.
+
+    lr: the rate where the schedule's multiplier is 1.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class Muon:
         config: Optimizer,
         newton_schulz_dtype: torch.dtype,
     ) -> None:
-        self._lr = config.matrix_lr * config.lr_factor
+        self.lr = config.matrix_lr * config.lr_factor
         self._dtype = newton_schulz_dtype
         self._groups: dict[tuple[int, int], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in parameters:
@@ -61,7 +64,7 @@ class Muon:
             grads = torch.stack([_grad(parameter) for _, parameter in group])
             buffer.lerp_(grads, 1.0 - momentum)
             update = orthogonalize(grads.lerp_(buffer, momentum), self._dtype).to(buffer.dtype)
-            scale = self._lr * lr_multiplier * max(1.0, rows / columns) ** 0.5
+            scale = self.lr * lr_multiplier * max(1.0, rows / columns) ** 0.5
             torch._foreach_add_([parameter for _, parameter in group], list(update.unbind()), alpha=-scale)
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Checkpoints: everything that a later step needs to be the same step, committed or not there at all.
 
-`<prefix>/checkpoints/step_<8 digits>/` holds
+`<prefix>/checkpoints/<training>/step_<8 digits>/` (see `checkpoint_folders`) holds
 
     model.safetensors       weights, fp32
     model.json              architecture, vocabulary, which tokenizer (`ModelCard`)
@@ -16,15 +16,14 @@ passed over, never loaded. Nothing is ever unpickled.
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,6 +35,13 @@ from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document
 from nanochat.store.objects import ObjectNotFound
 from nanochat.store.receipts import FileRef
+from nanochat.training.checkpoint_folders import (
+    MANIFEST,
+    checkpoint_prefix,
+    delete_checkpoint,
+    list_checkpoints,
+    training_prefix,
+)
 from nanochat.training.progress import Progress
 
 MODEL_WEIGHTS = "model.safetensors"
@@ -43,12 +49,9 @@ MODEL_CARD = "model.json"
 OPTIMIZER = "optimizer.safetensors"
 RANDOM = "random.safetensors"
 STATE = "state.json"
-MANIFEST = "manifest.json"
 
 # What a stage that goes on from this one needs of it, and what inference needs.
 MODEL_FILES = (MODEL_WEIGHTS, MODEL_CARD)
-
-_STEP = re.compile(r"/checkpoints/step_(\d{8})/([^/]+)$")
 
 
 class CheckpointError(ValueError):
@@ -65,19 +68,33 @@ class ModelCard(Document):
     tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class AttemptWork(BaseModel):
+    """What one attempt put into a training.
+
+    tokens: trained on. seconds: that its processes ran, up to its last checkpoint. None: not kept
+    (a state of version 1).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    token: str
+    tokens: int | None = Field(default=None, ge=0)
+    seconds: float | None = Field(default=None, ge=0)
+
+
 class TrainingState(Document):
     """`state.json`: where training stood, and whose training it was.
 
-    inputs: receipt digests of the upstream stages. attempts: tokens of the attempts that have worked
-    on it, the first begun from nothing.
+    inputs: receipt digests of the upstream stages. attempts: those that have worked on it, the first
+    begun from nothing. In version 1 they were tokens alone.
     """
 
     schema_name: ClassVar[str] = "nanochat.training_state"
+    schema_version: ClassVar[int] = 2
 
     stage: str
     fingerprint: str
     inputs: dict[str, str]
-    attempts: tuple[str, ...]
+    attempts: tuple[AttemptWork, ...] = Field(min_length=1)
     steps: int = Field(gt=0)
     progress: Progress
     world_size: int = Field(ge=1)
@@ -85,6 +102,13 @@ class TrainingState(Document):
     device: str
     dtype: str
     compiled: bool
+
+    @field_validator("attempts", mode="before")
+    @classmethod
+    def _tokens_alone(cls, attempts: Any) -> Any:
+        if not isinstance(attempts, list | tuple):
+            return attempts
+        return [{"token": attempt} if isinstance(attempt, str) else attempt for attempt in attempts]
 
 
 class ManifestEntry(BaseModel):
@@ -128,10 +152,6 @@ class Snapshot:
     random: Mapping[str, Tensor]
 
 
-def step_prefix(prefix: str, step: int) -> str:
-    return f"{prefix}/checkpoints/step_{step:08d}"
-
-
 def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that training cannot change any more."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -152,16 +172,24 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
 
 
 class CheckpointWriter:
-    """Commits snapshots to the store on a thread of its own, one at a time.
+    """Commits the snapshots of one training to the store on a thread of its own, one at a time.
 
-    The newest `keep` stay, older ones are dropped; `keep_last` drops all but the last.
+    The newest `keep` stay, older ones of the same training are dropped.
     """
 
     def __init__(
-        self, store: ObjectStore, prefix: str, work: Path, *, keep: int = 2, resumed: Checkpoint | None = None
+        self,
+        store: ObjectStore,
+        prefix: str,
+        training: str,
+        work: Path,
+        *,
+        keep: int = 2,
+        resumed: Checkpoint | None = None,
     ) -> None:
-        """resumed: the checkpoint that training goes on from."""
-        self._store, self._prefix, self._work, self._keep = store, prefix, work, keep
+        """training: token of its first attempt. resumed: the checkpoint that it goes on from."""
+        self._store, self._prefix, self._training = store, prefix, training
+        self._work, self._keep = work, keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._committed = [] if resumed is None else [resumed]
@@ -184,25 +212,16 @@ class CheckpointWriter:
             raise error
         return self._committed[-1] if self._committed else None
 
-    def keep_last(self) -> Checkpoint:
-        """Wait, and drop every checkpoint of the stage but the last one committed."""
-        last = self.wait()
-        assert last is not None, "nothing was committed"
-        for step in list_steps(self._store, self._prefix):
-            if step != last.step:
-                delete_checkpoint(self._store, step_prefix(self._prefix, step))
-        return last
-
     def _commit(self, snapshot: Snapshot, on_commit: Callable[[Checkpoint], None]) -> None:
         try:
             checkpoint = self._write(snapshot)
             self._committed = [c for c in self._committed if c.step != checkpoint.step]
             self._committed = [*self._committed, checkpoint][-self._keep :]
-            kept = {c.step for c in self._committed}
-            for step in list_steps(self._store, self._prefix):
-                # Later ones are of another training: torn, or of a build that is being replaced.
-                if step < checkpoint.step and step not in kept:
-                    delete_checkpoint(self._store, step_prefix(self._prefix, step))
+            kept = {c.prefix for c in self._committed}
+            for prefix in list_checkpoints(self._store, training_prefix(self._prefix, self._training)):
+                # Later ones are torn: they are overwritten when training gets there.
+                if prefix < checkpoint.prefix and prefix not in kept:
+                    delete_checkpoint(self._store, prefix)
             on_commit(checkpoint)
         except BaseException as error:  # raised to the trainer by its next wait()
             self._error = error
@@ -220,7 +239,7 @@ class CheckpointWriter:
         entries = tuple(_entry(path) for path in sorted(folder.iterdir()))
         (folder / MANIFEST).write_bytes(Manifest(step=step, files=entries).to_bytes())
         manifest = _entry(folder / MANIFEST)
-        prefix = step_prefix(self._prefix, step)
+        prefix = checkpoint_prefix(self._prefix, self._training, step)
         # An older manifest must not vouch for a half-replaced folder.
         self._store.delete(f"{prefix}/{MANIFEST}")
         for entry in (*entries, manifest):
@@ -241,74 +260,84 @@ def _checkpoint(prefix: str, step: int, entries: tuple[ManifestEntry, ...]) -> C
     return Checkpoint(step=step, prefix=prefix, files=files)
 
 
-def list_steps(store: ObjectStore, prefix: str) -> list[int]:
-    """Steps of which there is anything at all, complete or not, in ascending order."""
-    matches = (_STEP.search(info.key) for info in store.list(f"{prefix}/checkpoints/"))
-    return sorted({int(match[1]) for match in matches if match})
-
-
-def delete_checkpoint(store: ObjectStore, prefix: str) -> None:
-    """The manifest goes first, so that what is left of an interrupted deletion counts as torn."""
-    store.delete(f"{prefix}/{MANIFEST}")
-    for info in list(store.list(f"{prefix}/")):
-        store.delete(info.key)
-
-
 # --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def find_newest(
-    store: ObjectStore, prefix: str, work: Path, usable: Callable[[TrainingState], str | None]
+    store: ObjectStore, prefix: str, work: Path, usable: Callable[[str, TrainingState], str | None]
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a stage that is complete, intact and `usable`, fetched to `local_folder`.
 
-    usable: why this training may not go on from that state (None: it may). The second value has a
-    sentence for each checkpoint that was passed over.
+    usable: why this training may not go on from the checkpoint under that prefix, of that state
+    (None: it may); asked before the large files are fetched. The second value has a sentence for
+    each checkpoint that was passed over.
     """
     passed_over: list[str] = []
-    for step in reversed(list_steps(store, prefix)):
+    for found in reversed(list_checkpoints(store, f"{prefix}/checkpoints")):
         try:
-            checkpoint = fetch_checkpoint(store, prefix, step, work)
-            reason = usable(load_state(local_folder(work, step)))
+            manifest = _fetch_manifest(store, found, work)
+            _fetch_files(store, found, work, manifest, [STATE])
+            reason = usable(found, load_state(local_folder(work, found)))
+            if reason is None:
+                return fetch_checkpoint(store, found, work), passed_over
         except CheckpointError as error:
             passed_over.append(str(error))
             continue
-        if reason is None:
-            return checkpoint, passed_over
-        passed_over.append(f"checkpoint {checkpoint.prefix} {reason}")
+        passed_over.append(f"checkpoint {found} {reason}")
     return None, passed_over
 
 
-def local_folder(work: Path, step: int) -> Path:
-    """Where a fetched checkpoint's files are."""
-    return work / f"resume_{step:08d}"
+def local_folder(work: Path, prefix: str) -> Path:
+    """Where the files of a checkpoint that was fetched are."""
+    return work.joinpath("resume", *prefix.split("/")[-2:])
 
 
-def fetch_checkpoint(store: ObjectStore, prefix: str, step: int, work: Path) -> Checkpoint:
-    """Bring a stage's checkpoint here and verify it against its manifest. Raises CheckpointError."""
-    folder, prefix = local_folder(work, step), step_prefix(prefix, step)
-    folder.mkdir(parents=True, exist_ok=True)
+def fetch_checkpoint(store: ObjectStore, prefix: str, work: Path) -> Checkpoint:
+    """Bring a checkpoint here and verify it against its manifest. Raises CheckpointError."""
+    manifest = _fetch_manifest(store, prefix, work)
+    _fetch_files(store, prefix, work, manifest, [entry.name for entry in manifest.files])
+    return fetched_checkpoint(work, prefix)
+
+
+def fetched_checkpoint(work: Path, prefix: str) -> Checkpoint:
+    """A checkpoint that a process of this machine fetched and verified."""
+    path = local_folder(work, prefix) / MANIFEST
+    manifest = Manifest.from_bytes(path.read_bytes(), f"{prefix}/{MANIFEST}")
+    return _checkpoint(prefix, manifest.step, (*manifest.files, _entry(path)))
+
+
+def _fetch_manifest(store: ObjectStore, prefix: str, work: Path) -> Manifest:
+    path = local_folder(work, prefix) / MANIFEST
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        store.fetch(f"{prefix}/{MANIFEST}", folder / MANIFEST)
+        store.fetch(f"{prefix}/{MANIFEST}", path)
     except ObjectNotFound as error:
         raise CheckpointError(f"checkpoint {prefix} has no manifest: it was never finished") from error
     try:
-        manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes(), f"{prefix}/{MANIFEST}")
+        manifest = Manifest.from_bytes(path.read_bytes(), f"{prefix}/{MANIFEST}")
     except ValueError as error:
         raise CheckpointError(f"checkpoint {prefix}: {error}") from error
     missing = {MODEL_WEIGHTS, MODEL_CARD, OPTIMIZER, RANDOM, STATE} - {entry.name for entry in manifest.files}
-    if manifest.step != step:
+    if not prefix.endswith(f"/step_{manifest.step:08d}"):
         raise CheckpointError(f"checkpoint {prefix}: its manifest is of step {manifest.step}")
     if missing:
         raise CheckpointError(f"checkpoint {prefix}: its manifest lacks {', '.join(sorted(missing))}")
+    return manifest
+
+
+def _fetch_files(
+    store: ObjectStore, prefix: str, work: Path, manifest: Manifest, names: Collection[str]
+) -> None:
     for entry in manifest.files:
+        if entry.name not in names:
+            continue
         file = FileRef(key=f"{prefix}/{entry.name}", size_bytes=entry.size_bytes, sha256=entry.sha256)
         try:
-            verify_file(store.fetch(file.key, folder / entry.name), file, store.url)
+            path = store.fetch(file.key, local_folder(work, prefix) / entry.name)
         except ObjectNotFound as error:
             raise CheckpointError(f"checkpoint {prefix} has lost its file {entry.name}") from error
-    return _checkpoint(prefix, step, (*manifest.files, _entry(folder / MANIFEST)))
+        verify_file(path, file, store.url)
 
 
 def verify_file(path: Path, file: FileRef, store_url: str) -> Path:

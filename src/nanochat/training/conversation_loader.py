@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from nanochat.data.conversations import Conversation
 from nanochat.tokenizer import Tokenizer
+from nanochat.training.bad_input import BadInput
 from nanochat.training.batches import Batch, MicroBatch, micro_batch, slices
 
 Plan = Sequence[Sequence[int]]
@@ -54,7 +55,7 @@ def render_all(
 ) -> RenderedConversations:
     """Render every conversation, at most `max_tokens` of each. `name` is what an error calls them.
 
-    Raises ValueError when there is no conversation.
+    Raises BadInput when there is no conversation.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     ids: list[npt.NDArray[Any]] = []
@@ -66,7 +67,7 @@ def render_all(
         ids.append(np.array(rendered.ids, dtype=dtype))
         masks.append(np.array(rendered.mask, dtype=np.bool_))
     if not ids:
-        raise ValueError(f"{name} holds no conversation")
+        raise BadInput(f"{name} holds no conversation")
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in ids], out=starts[1:])
     return RenderedConversations(
@@ -141,21 +142,22 @@ class ConversationLoader:
         world_size: int = 1,
         state: dict[str, Any] | None = None,
     ) -> None:
-        """Raises ValueError when no token of any conversation is in the loss."""
         self._conversations = conversations
         self._lengths: list[int] = conversations.lengths.tolist()
         self._context, self._packed, self._pad, self._seed = context, packed, pad, seed
         self._global_rows, self._device_rows = global_rows, device_batch_rows
         self._rank, self._world_size = rank, world_size
-        if not packed and not conversations.mask.any():
-            raise ValueError(f"none of the {len(conversations)} conversations has a token in the loss")
         start = state or {"epoch": 0, "row": 0}
         self._epoch, self._row = int(start["epoch"]), int(start["row"])
-        self._plan = self.plan(self._epoch)
+        self._planned_epoch: int | None = None
+        self._plan: Plan = ()
+        self._plan_epoch()
 
     def plan(self, epoch: int) -> Plan:
         """The rows of an epoch, as indices of conversations."""
         order = shuffled(len(self._lengths), self._seed, epoch)
+        if epoch == self._planned_epoch:
+            return self._plan
         if self._packed:
             return pack_best_fit(self._lengths, order, self._context + 1)
         return [[index] for index in order]
@@ -178,10 +180,14 @@ class ConversationLoader:
     def close(self) -> None:
         """Nothing to end."""
 
+    def _plan_epoch(self) -> None:
+        self._plan = self.plan(self._epoch)
+        self._planned_epoch = self._epoch
+
     def _next_row(self) -> Sequence[int]:
         if self._row == len(self._plan):
             self._epoch, self._row = self._epoch + 1, 0
-            self._plan = self.plan(self._epoch)
+            self._plan_epoch()
         self._row += 1
         return self._plan[self._row - 1]
 

@@ -11,6 +11,9 @@ import argparse
 import dataclasses
 import json
 import os
+import platform
+import subprocess
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +25,16 @@ from nanochat.data.conversations import ConversationError
 from nanochat.data.parquet import TextFileError
 from nanochat.data.questions import QuestionError
 from nanochat.events import EventWriter
+from nanochat.export.curves import CURVE, EVALUATIONS
 from nanochat.failures import Failure
 from nanochat.model.gpt import GPT
 from nanochat.optim.groups import Optimizers
 from nanochat.store import ObjectStore, open_store
 from nanochat.store.documents import DocumentError
-from nanochat.store.receipts import Receipt
 from nanochat.tokenizer import Tokenizer
 from nanochat.training import checkpoint as ckpt
+from nanochat.training.bad_input import BadInput
+from nanochat.training.checkpoint_folders import recorded_checkpoints
 from nanochat.training.distributed import World, join_world
 from nanochat.training.inputs import Inputs, gather_inputs
 from nanochat.training.job import TrainingJob
@@ -40,7 +45,14 @@ from nanochat.training.stages.stage import Findings, evaluating
 from nanochat.training.trainer import EventSink, Trainer, TrainingStopped
 
 # What a person can mend by other input; everything else is our code's fault.
-_BAD_REQUESTS = (ckpt.CheckpointError, ConversationError, QuestionError, TextFileError, DocumentError)
+_BAD_REQUESTS = (
+    BadInput,
+    ckpt.CheckpointError,
+    ConversationError,
+    QuestionError,
+    TextFileError,
+    DocumentError,
+)
 RESULT = "result.json"
 ERROR = "error.json"
 
@@ -69,13 +81,20 @@ def run_job(job: TrainingJob, events_path: Path, work: Path) -> None:
     """
     work.mkdir(parents=True, exist_ok=True)
     try:
-        device = choose_device(job.hardware)
+        device = _device(job)
         with join_world(device) as world:
             events: EventSink = EventWriter(events_path) if world.is_main else NoEvents()
             _Run(job, events, work, world, device).run()
     except BaseException as error:
         _describe_failure(work, error)
         raise
+
+
+def _device(job: TrainingJob) -> torch.device:
+    try:
+        return choose_device(job.hardware)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 class _Run:
@@ -87,6 +106,7 @@ class _Run:
         self.job, self.events, self.work, self.world, self.device = job, events, work, world, device
         self.store: ObjectStore = open_store(job.store_url)
         self.warnings: list[str] = []
+        self._started = time.monotonic()
 
     def run(self) -> None:
         self.events.emit("phase", name="prepare")
@@ -110,7 +130,7 @@ class _Run:
         optimizers = Optimizers(
             model, stage.section.optimizer, stage.section.schedule, stage.steps, runtime.newton_schulz_dtype
         )
-        resumed = self._resume(card, stage, model, optimizers)
+        resumed = self._resume(card, stage, model, optimizers, runtime)
         steps_left = stage.steps - (resumed[1].progress.step if resumed else 0)
         if runtime.compile and steps_left:
             runtime = self._compile(stage, model, optimizers, runtime)
@@ -134,23 +154,34 @@ class _Run:
         return model
 
     def _resume(
-        self, card: ckpt.ModelCard, stage: Stage, model: GPT, optimizers: Optimizers
+        self,
+        card: ckpt.ModelCard,
+        stage: Stage,
+        model: GPT,
+        optimizers: Optimizers,
+        runtime: Runtime,
     ) -> tuple[ckpt.Checkpoint, ckpt.TrainingState] | None:
-        found: ckpt.Checkpoint | None = None
+        prefix: str | None = None
         if self.world.is_main:
-            receipts = self._receipt_tokens()
+            recorded = recorded_checkpoints(self.store, self.job.prefix)
+            finished = {checkpoint.rpartition("/")[0] for checkpoint in recorded}
             found, passed_over = ckpt.find_newest(
-                self.store, self.job.prefix, self.work, lambda state: self._unusable(state, stage, receipts)
+                self.store,
+                self.job.prefix,
+                self.work,
+                lambda prefix, state: self._unusable(prefix, state, stage, finished),
             )
             for sentence in passed_over:
                 self._log(f"passed over: {sentence}", "warning")
-        step = self.world.agree(str(found.step) if found else None)
-        if step is None:
+            prefix = found.prefix if found else None
+        prefix = self.world.agree(prefix)
+        if prefix is None:
             return None
         if self.world.is_local_main and not self.world.is_main:
-            found = ckpt.fetch_checkpoint(self.store, self.job.prefix, int(step), self.work)
+            ckpt.fetch_checkpoint(self.store, prefix, self.work)
         self.world.barrier()
-        folder = ckpt.local_folder(self.work, int(step))
+        checkpoint = ckpt.fetched_checkpoint(self.work, prefix)
+        folder = ckpt.local_folder(self.work, prefix)
         ckpt.check_card(ckpt.load_card(folder), card, str(folder))
         ckpt.load_weights(model, ckpt.load_tensors(folder / ckpt.MODEL_WEIGHTS), str(folder))
         try:
@@ -159,32 +190,29 @@ class _Run:
             raise ckpt.CheckpointError(f"{folder / ckpt.OPTIMIZER}: {error}") from error
         ckpt.set_random_state(ckpt.load_tensors(folder / ckpt.RANDOM))
         state = ckpt.load_state(folder)
-        self._log(f"resuming from step {step} of {stage.steps}")
-        self._say_what_differs(state)
-        return (found or ckpt.Checkpoint(step=int(step), prefix="", files=())), state
+        self._log(f"resuming from step {checkpoint.step} of {stage.steps}")
+        self._say_what_differs(state, runtime)
+        return checkpoint, state
 
-    def _receipt_tokens(self) -> set[str]:
-        """Tokens of the attempts that finished this stage before (and are now to be replaced)."""
-        keys = (info.key for info in self.store.list(f"{self.job.prefix}/receipts/"))
-        return {Receipt.read(self.store, key).token for key in keys}
-
-    def _unusable(self, state: ckpt.TrainingState, stage: Stage, finished: set[str]) -> str | None:
+    def _unusable(
+        self, prefix: str, state: ckpt.TrainingState, stage: Stage, finished: set[str]
+    ) -> str | None:
+        """finished: folders of the trainings that have a receipt."""
         if (state.stage, state.fingerprint) != (self.job.stage, self.job.fingerprint):
             return f"is of {state.stage} {state.fingerprint[:12]}"
         if state.steps != stage.steps:
             return f"is of a training of {state.steps} steps, not {stage.steps}"
         if state.inputs != self._input_digests():
             return "was trained on inputs that have been rebuilt since"
-        if finished & set(state.attempts):
+        if prefix.rpartition("/")[0] in finished:
             return "belongs to a finished training, which is being rebuilt"
         return None
 
     def _input_digests(self) -> dict[str, str]:
         return {used.stage: used.receipt_sha256 for used in self.job.inputs}
 
-    def _say_what_differs(self, state: ckpt.TrainingState) -> None:
-        threads = self.job.hardware.threads
-        now = {"world_size": self.world.size, "threads": threads, "device": self.device.type}
+    def _say_what_differs(self, state: ckpt.TrainingState, runtime: Runtime) -> None:
+        now = self._how(runtime)
         differs = [
             f"{name} was {getattr(state, name)}, is {value}"
             for name, value in now.items()
@@ -192,9 +220,19 @@ class _Run:
         ]
         if differs:
             self._log(
-                f"resumed on other hardware ({'; '.join(differs)}): same data order, rounding differs",
+                f"resumed under other conditions ({'; '.join(differs)}): same data order, rounding differs",
                 "warning",
             )
+
+    def _how(self, runtime: Runtime) -> dict[str, Any]:
+        """What rounding depends on, as a checkpoint keeps it."""
+        return {
+            "world_size": self.world.size,
+            "threads": self.job.hardware.threads,
+            "device": self.device.type,
+            "dtype": str(runtime.dtype).removeprefix("torch."),
+            "compiled": runtime.compile,
+        }
 
     def _compile(self, stage: Stage, model: GPT, optimizers: Optimizers, runtime: Runtime) -> Runtime:
         self.events.emit("phase", name="compile")
@@ -227,10 +265,23 @@ class _Run:
         resumed: tuple[ckpt.Checkpoint, ckpt.TrainingState] | None,
     ) -> None:
         progress = resumed[1].progress if resumed else Progress()
-        attempts = (*(resumed[1].attempts if resumed else ()), self.job.token)
+        earlier = resumed[1].attempts if resumed else ()
+        tokens_before = progress.tokens
         writer = ckpt.CheckpointWriter(
-            self.store, self.job.prefix, self.work / "checkpoints", resumed=resumed[0] if resumed else None
+            self.store,
+            self.job.prefix,
+            earlier[0].token if earlier else self.job.token,
+            self.work / "checkpoints",
+            resumed=resumed[0] if resumed else None,
         )
+
+        def attempts() -> tuple[ckpt.AttemptWork, ...]:
+            work = ckpt.AttemptWork(
+                token=self.job.token,
+                tokens=progress.tokens - tokens_before,
+                seconds=round(time.monotonic() - self._started, 2),
+            )
+            return (*earlier, work)
 
         def save(progress: Progress) -> None:
             if self.world.is_main:
@@ -238,14 +289,10 @@ class _Run:
                     stage=self.job.stage,
                     fingerprint=self.job.fingerprint,
                     inputs=self._input_digests(),
-                    attempts=attempts,
+                    attempts=attempts(),
                     steps=stage.steps,
                     progress=progress.model_copy(deep=True),
-                    world_size=self.world.size,
-                    threads=self.job.hardware.threads,
-                    device=self.device.type,
-                    dtype=str(runtime.dtype).removeprefix("torch."),
-                    compiled=runtime.compile,
+                    **self._how(runtime),
                 )
                 snapshot = ckpt.Snapshot(
                     card=card,
@@ -285,7 +332,11 @@ class _Run:
             self._warn(f"{progress.skipped_batches} batches had no target token in the loss and were skipped")
         findings = self._evaluate(stage, model, progress)
         if self.world.is_main:
-            self._finish(stage, model, runtime, progress, findings, writer, loader.epochs(progress.loader))
+            checkpoint = writer.wait()
+            assert checkpoint is not None, "nothing was committed"
+            epochs = loader.epochs(progress.loader)
+            self._finish(stage, model, runtime, progress, findings, epochs)
+            self._write_result(runtime, progress, findings, checkpoint, attempts())
         self.world.barrier()
 
     def _evaluate(self, stage: Stage, model: GPT, progress: Progress) -> Findings:
@@ -303,16 +354,14 @@ class _Run:
         runtime: Runtime,
         progress: Progress,
         findings: Findings,
-        writer: ckpt.CheckpointWriter,
         epochs: float,
     ) -> None:
         with evaluating(model):
             stage.finish(model, findings)
         for sample in findings.samples:
             self.events.emit("sample", **sample)
-        last = [row["loss"] for row in progress.curve[-10:]]
         findings.metrics |= {
-            "train_loss": sum(last) / len(last),
+            "train_loss": sum(progress.recent) / len(progress.recent),
             "steps": float(progress.step),
             "tokens": float(progress.tokens),
             "training_seconds": round(progress.seconds, 2),
@@ -322,8 +371,17 @@ class _Run:
             "epochs": round(epochs, 3),
             "skipped_batches": float(progress.skipped_batches),
         }
-        findings.tables["evaluations"] = list(progress.evaluations)
-        checkpoint = writer.keep_last()
+        findings.tables |= {CURVE: list(progress.curve), EVALUATIONS: list(progress.evaluations)}
+
+    def _write_result(
+        self,
+        runtime: Runtime,
+        progress: Progress,
+        findings: Findings,
+        checkpoint: ckpt.Checkpoint,
+        attempts: Sequence[ckpt.AttemptWork],
+    ) -> None:
+        gpu = {"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
         result = {
             "checkpoint": {
                 "step": checkpoint.step,
@@ -334,6 +392,7 @@ class _Run:
             "samples": findings.samples,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 2),
+            "attempts": [attempt.model_dump(mode="json") for attempt in attempts],
             "warnings": self.warnings,
             "hardware": {
                 "device": self.device.type,
@@ -342,6 +401,8 @@ class _Run:
                 "processes": self.world.size,
                 "threads": self.job.hardware.threads,
                 "torch": torch.__version__,
+                "cpu": processor_name(),
+                **gpu,
             },
         }
         write_atomically(self.work / RESULT, result)
@@ -355,6 +416,20 @@ class _Run:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         self._log(message, "warning")
+
+
+def processor_name() -> str:
+    """``Intel(R) Xeon(R) …`` where the system tells, else the kind of machine."""
+    try:
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine()
 
 
 def write_atomically(path: Path, document: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nanochat.training.bad_input import BadInput
+
 # Opens a shard at a document: yields (index, text) from `start` on, leaving out what has no text.
 OpenShard = Callable[[Path, int], Iterable[tuple[int, str | None]]]
 EncodeBatch = Callable[[list[str]], Sequence[Sequence[int]]]
@@ -59,7 +61,7 @@ class DocumentStream:
     def documents(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, list[int]]]:
         """(position of its first token, tokens) of every document from that of `start` on.
 
-        Raises ValueError naming the shards when a whole pass has no text.
+        Raises BadInput naming the shards when a whole pass has no text.
         """
         epoch, first_shard, first_document = start.epoch, start.shard, start.document
         while self._passes is None or epoch < self._passes:
@@ -72,7 +74,7 @@ class DocumentStream:
                 first_document = 0
             if not found:
                 names = ", ".join(path.name for path in self._shards[:5])
-                raise ValueError(f"no document with text in {len(self._shards)} shard(s): {names}")
+                raise BadInput(f"no document with text in {len(self._shards)} shard(s): {names}")
             first_shard = 0
             epoch += 1
 

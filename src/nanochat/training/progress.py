@@ -11,7 +11,8 @@ class Progress(BaseModel):
     """Changed by the trainer as it goes.
 
     step: steps done. loader: where the data goes on. tokens: read so far, over all ranks. seconds:
-    of training alone. curve, evaluations: rows that begin with a step, for the stage's result.
+    of training alone, over all attempts. curve, evaluations: rows that begin with a step, for the
+    stage's result. recent: losses of the newest steps.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -22,3 +23,4 @@ class Progress(BaseModel):
     skipped_batches: int = Field(default=0, ge=0)
     curve: list[dict[str, float]] = []
     evaluations: list[dict[str, float]] = []
+    recent: list[float] = []

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nanochat.training.bad_input import BadInput
 from nanochat.training.batches import Batch, MicroBatch, micro_batch, slices
 from nanochat.training.packing import DocumentStream, Row, StreamPosition
 
@@ -106,12 +107,12 @@ class ShardLoader:
 def evaluation_rows(stream: DocumentStream, context: int, tokens: int) -> list[Row]:
     """The first `tokens` // `context` rows of a stream of one pass (at least one; fewer if it is shorter).
 
-    Raises ValueError when the text does not fill one row.
+    Raises BadInput when the text does not fill one row.
     """
     stream_rows = stream.rows(StreamPosition(), context + 1)
     rows = [row for row, _ in islice(stream_rows, max(1, tokens // context))]
     if not rows:
-        raise ValueError(f"the validation text does not fill one row of {context} tokens; use more text")
+        raise BadInput(f"the validation text does not fill one row of {context} tokens; use more text")
     return rows
 
 

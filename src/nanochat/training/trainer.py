@@ -7,7 +7,6 @@ and gradients are summed over ranks. So masks and padding weigh the same on any 
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,8 @@ from nanochat.training.runtime import Runtime
 
 # Losses kept in the checkpoint and the result; the event stream has every one.
 CURVE_POINTS = 200
+# Newest losses that the result's `train_loss` is the mean of.
+RECENT_STEPS = 50
 # Weight of the newest step in the running mean of the step's time.
 _SMOOTHING = 0.1
 
@@ -34,19 +35,6 @@ class EventSink(Protocol):
     """Where events go (`nanochat.events.EventWriter` in a job; nothing on other ranks)."""
 
     def emit(self, type: str, **fields: Any) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """One optimisation step. `loss`: nats per target token, before the step's update."""
-
-    step: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    targets: int
-    seconds: float
 
 
 class TrainingStopped(Exception):
@@ -81,13 +69,13 @@ class Trainer:
         self.save, self.evaluate = save, evaluate
         self.checkpoint_every, self.eval_every = checkpoint_every, eval_every
         self.progress = progress
-        self.records: list[StepRecord] = []
         self._step_seconds: float | None = None
         self._stop_requested = False
 
     def run(self) -> None:
         """Train to the end. Raises TrainingStopped after a SIGTERM, when a checkpoint is made."""
         with self._sigterm_asks_to_stop():
+            self._make_up_for_an_evaluation()
             while self.progress.step < self.steps:
                 started = time.perf_counter()
                 batch = self.loader.next_batch()
@@ -103,10 +91,8 @@ class Trainer:
 
     def _agree_on(self, batch: Batch) -> tuple[float, int, bool]:
         """Targets and tokens of the global batch, and whether any rank was asked to stop."""
-        sums = torch.tensor([batch.targets(), batch.tokens, self._stop_requested], dtype=torch.float64)
-        if self.world.size > 1:
-            sums = self.world.sum_(sums.to(self.runtime.device)).cpu()
-        targets, tokens, stops = sums.tolist()
+        numbers = [batch.targets(), batch.tokens, self._stop_requested]
+        targets, tokens, stops = self.world.sum_numbers(numbers)
         return targets, int(tokens), stops > 0
 
     def _step(self, batch: Batch, targets: float, tokens: int, started: float) -> None:
@@ -127,33 +113,26 @@ class Trainer:
         self.progress.step += 1
         self.progress.tokens += tokens
         self.progress.seconds += seconds
-        self._record(
-            StepRecord(
-                step=self.progress.step,
-                loss=float(loss),
-                lr=self.optimizers.lr_multiplier(step),
-                grad_norm=grad_norm,
-                tokens=tokens,
-                targets=round(targets),
-                seconds=seconds,
-            )
-        )
+        self._report(loss=round(float(loss), 6), grad_norm=grad_norm, tokens=tokens, seconds=seconds)
 
-    def _record(self, record: StepRecord) -> None:
-        self.records.append(record)
-        previous = record.seconds if self._step_seconds is None else self._step_seconds
-        self._step_seconds = (1 - _SMOOTHING) * previous + _SMOOTHING * record.seconds
-        tokens_per_s = record.tokens / record.seconds
-        if record.step % max(1, self.steps // CURVE_POINTS) == 0 or record.step == self.steps:
-            self.progress.curve.append({"step": record.step, "loss": round(record.loss, 6)})
+    def _report(self, *, loss: float, grad_norm: float, tokens: int, seconds: float) -> None:
+        """Tell of the step just done. loss: nats per target token, before the step's update."""
+        step = self.progress.step
+        previous = seconds if self._step_seconds is None else self._step_seconds
+        self._step_seconds = (1 - _SMOOTHING) * previous + _SMOOTHING * seconds
+        tokens_per_s = tokens / seconds
+        self.progress.recent = [*self.progress.recent, loss][-RECENT_STEPS:]
+        if step % max(1, self.steps // CURVE_POINTS) == 0 or step == self.steps:
+            self.progress.curve.append({"step": step, "loss": loss})
+        rates = {name: float(f"{rate:.6g}") for name, rate in self.optimizers.rates(step - 1).items()}
         fields: dict[str, Any] = {
-            "step": record.step,
+            "step": step,
             "steps": self.steps,
-            "loss": round(record.loss, 6),
-            "lr": round(record.lr, 6),
-            "grad_norm": round(record.grad_norm, 6),
+            "loss": loss,
+            **rates,
+            "grad_norm": round(grad_norm, 6),
             "tokens_per_s": round(tokens_per_s),
-            "eta_s": round((self.steps - record.step) * self._step_seconds, 1),
+            "eta_s": round((self.steps - step) * self._step_seconds, 1),
             "memory_bytes": self.runtime.memory_bytes(),
             "tokens": self.progress.tokens,
         }
@@ -172,9 +151,20 @@ class Trainer:
         if stop and not done:
             raise TrainingStopped(f"asked to stop; a checkpoint of step {step} of {self.steps} is kept")
         if stepped and not done and step % self.eval_every == 0:
-            metrics = self.evaluate(step)
-            self.progress.evaluations.append({"step": step, **metrics})
-            self.events.emit("eval", step=step, metrics=metrics)
+            self._evaluate()
+
+    def _make_up_for_an_evaluation(self) -> None:
+        """The checkpoint of a step is made before its evaluation, so what is resumed lacks that one."""
+        step = self.progress.step
+        evaluated = any(row["step"] == step for row in self.progress.evaluations)
+        if 0 < step < self.steps and step % self.eval_every == 0 and not evaluated:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        step = self.progress.step
+        metrics = self.evaluate(step)
+        self.progress.evaluations.append({"step": step, **metrics})
+        self.events.emit("eval", step=step, metrics=metrics)
 
     @contextmanager
     def _sigterm_asks_to_stop(self) -> Iterator[None]:

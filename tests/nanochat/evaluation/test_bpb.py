@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nanochat.evaluation.bpb import ByteLoss, bits_per_byte, byte_loss
+from nanochat.evaluation.bpb import ByteLoss, byte_loss
 from nanochat.model.gpt import GPT
 from nanochat.recipes import Model
 from nanochat.training.batches import MicroBatch, micro_batch
@@ -53,50 +49,26 @@ def test_bits_per_byte_equals_the_sum_by_hand() -> None:
     assert (loss.bytes, loss.tokens) == (total_bytes, tokens)
     assert loss.nats == pytest.approx(nats, rel=1e-5)
     assert loss.nats_per_token == pytest.approx(nats / tokens, rel=1e-5)
-    assert bits_per_byte(network, batches, TOKEN_BYTES) == pytest.approx(
-        nats / math.log(2) / total_bytes, rel=1e-5
-    )
+    assert loss.bits_per_byte == pytest.approx(nats / math.log(2) / total_bytes, rel=1e-5)
 
 
 def test_an_untrained_model_needs_the_bits_of_a_uniform_choice() -> None:
     network = model(0)
     network.init_weights(0)
     ones = micro_batch(np.full((2, 5), 1))
-    assert bits_per_byte(network, [ones], TOKEN_BYTES) == pytest.approx(math.log2(VOCAB) / 2)
+    assert byte_loss(network, [ones], TOKEN_BYTES).bits_per_byte == pytest.approx(math.log2(VOCAB) / 2)
 
 
 def test_parts_of_ranks_add_up_to_the_whole() -> None:
     network = model(3)
     parts = byte_loss(network, [batch(1)], TOKEN_BYTES) + byte_loss(network, [batch(2)], TOKEN_BYTES)
-    assert parts.bits_per_byte == pytest.approx(bits_per_byte(network, [batch(1), batch(2)], TOKEN_BYTES))
+    whole = byte_loss(network, [batch(1), batch(2)], TOKEN_BYTES)
+    assert parts.bits_per_byte == pytest.approx(whole.bits_per_byte)
 
 
 def test_text_without_bytes_is_an_error_and_not_a_nought() -> None:
     only_special = micro_batch(np.full((1, 4), SPECIAL))
     with pytest.raises(ValueError, match="special tokens"):
-        bits_per_byte(model(0), [only_special], TOKEN_BYTES)
+        _ = byte_loss(model(0), [only_special], TOKEN_BYTES).bits_per_byte
     with pytest.raises(ValueError, match="special tokens"):
         _ = ByteLoss().nats_per_token
-
-
-RANK = """
-import json, sys
-import torch
-from nanochat.evaluation.bpb import ByteLoss, sum_over_ranks
-rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-total = sum_over_ranks(ByteLoss(nats=1.5 + rank, bytes=10 * (rank + 1), tokens=rank))
-print(json.dumps([total.nats, total.bytes, total.tokens]))
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_agree_on_their_sum(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [json.loads(output.strip().splitlines()[-1]) for output in outputs] == [[4.0, 30, 1]] * 2

@@ -55,6 +55,16 @@ def test_each_skill_is_judged_by_what_it_is_about(engine_for: Callable[..., Engi
     )
 
 
+def test_a_question_that_fills_the_context_is_wrong_and_the_others_are_asked(
+    engine_for: Callable[..., Engine],
+) -> None:
+    fits = HeldOutQuestion("name", "Who are you?", "NanoChat")
+    long = HeldOutQuestion("name", "Who are you? " * 20, "NanoChat")
+    result = evaluate_skills(engine_for({fits: "I am NanoChat!"}), {"name": [long, fits]})["name"]
+    assert (result.correct, result.total) == (1, 2)
+    assert result.wrong[0].answer == "(not asked: longer than the model's context)"
+
+
 def test_only_some_wrong_answers_are_kept(engine_for: Callable[..., Engine]) -> None:
     answers = {HeldOutQuestion("name", f"Name {number}?", "NanoChat"): "no" for number in range(8)}
     result = evaluate_skills(engine_for(answers), {"name": list(answers)}, examples=3)["name"]

@@ -125,3 +125,24 @@ def test_backward_writes_into_the_one_buffer() -> None:
     assert head.untyped_storage().data_ptr() == optimizers.gradients.untyped_storage().data_ptr()
     optimizers.zero_grad()
     assert not head.any()
+
+
+def test_the_rates_that_are_told_are_those_that_the_optimizers_use() -> None:
+    """Halfway down to 0, at a quarter of the recipe's rates; AdamW's grow with (width / 768)^-0.5."""
+    model = GPT(CONFIG, 32)
+    model.init_weights(0)
+    config = Optimizer(lr_factor=0.25)
+    optimizers = Optimizers(model, config, Schedule(warmdown=1.0), 10, torch.float32)
+    fill_gradients(model, optimizers, 0)
+    optimizers.step(5)
+    narrow = (16 / 768) ** -0.5
+    assert optimizers.rates(5) == pytest.approx(
+        {
+            "lr_multiplier": 0.5,
+            "matrix_lr": 0.02 * 0.125,
+            "embedding_lr": 0.2 * 0.125 * narrow,
+            "unembedding_lr": 0.004 * 0.125 * narrow,
+        }
+    )
+    used = [group["lr"] for group in optimizers._adamw._adamw.param_groups]
+    assert used == [optimizers.rates(5)["embedding_lr"], optimizers.rates(5)["unembedding_lr"]]

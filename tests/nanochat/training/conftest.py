@@ -122,6 +122,11 @@ class Workshop:
         self.store.put_file(key, path)
         return file
 
+    def put_shard(self, name: str, documents: list[str | None]) -> None:
+        """Another shard in the place of `name`."""
+        path = write_shard(self.folder / f"{name}.parquet", documents)
+        self.files[name] = self.put(f"inputs/new/{name}.parquet", path)
+
     def job(
         self,
         stage: TrainingStage,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,22 @@ import torch
 from nanochat.model.gpt import GPT
 from nanochat.recipes import Model
 from nanochat.store import FileStore
+from nanochat.store.documents import DocumentError
+from nanochat.store.receipts import Receipt, missing_outputs, write_receipt
 from nanochat.training import checkpoint as ckpt
-from nanochat.training.checkpoint import CheckpointError, CheckpointWriter, ModelCard, Snapshot, TrainingState
+from nanochat.training import checkpoint_folders as folders
+from nanochat.training.checkpoint import (
+    AttemptWork,
+    CheckpointError,
+    CheckpointWriter,
+    ModelCard,
+    Snapshot,
+    TrainingState,
+)
 from nanochat.training.progress import Progress
 
 PREFIX = "stages/base/abc"
+STEP_5 = f"{PREFIX}/checkpoints/t/step_00000005"
 CONFIG = Model(depth=1, width=8, heads=2, kv_heads=2, context=8)
 
 
@@ -31,7 +45,7 @@ def snapshot(step: int, filling: float = 0.0) -> Snapshot:
             stage="base",
             fingerprint="f",
             inputs={},
-            attempts=("t",),
+            attempts=(AttemptWork(token="t"),),
             steps=100,
             progress=Progress(step=step, loader={"epoch": 0}),
             world_size=1,
@@ -50,7 +64,7 @@ def ignore(checkpoint: ckpt.Checkpoint) -> None:
     """Nobody needs to know."""
 
 
-def anything(state: TrainingState) -> str | None:
+def anything(prefix: str, state: TrainingState) -> str | None:
     return None
 
 
@@ -60,7 +74,7 @@ def store(tmp_path: Path) -> FileStore:
 
 
 def test_what_is_saved_is_found_and_equal(store: FileStore, tmp_path: Path) -> None:
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     committed: list[int] = []
     writer.save(snapshot(5, filling=2.5), lambda checkpoint: committed.append(checkpoint.step))
     saved = writer.wait()
@@ -68,7 +82,7 @@ def test_what_is_saved_is_found_and_equal(store: FileStore, tmp_path: Path) -> N
     found, passed_over = ckpt.find_newest(store, PREFIX, tmp_path, anything)
     assert found == saved
     assert passed_over == []
-    folder = ckpt.local_folder(tmp_path, 5)
+    folder = ckpt.local_folder(tmp_path, STEP_5)
     assert ckpt.load_state(folder).progress.loader == {"epoch": 0}
     assert torch.equal(ckpt.load_model(folder).lm_head.weight, torch.full((20, 8), 2.5))
     assert ckpt.load_tensors(folder / ckpt.OPTIMIZER)["momentum"].tolist() == [1, 1, 1]
@@ -77,14 +91,14 @@ def test_what_is_saved_is_found_and_equal(store: FileStore, tmp_path: Path) -> N
 def test_the_manifest_is_put_last_and_an_older_one_is_taken_away_first(
     store: FileStore, tmp_path: Path
 ) -> None:
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     writer.save(snapshot(5), ignore)
     writer.wait()
     seen: list[tuple[str, bool]] = []
     original = store.put_file
 
     def put_file(key: str, path: Path, *, move: bool = False) -> None:
-        manifest = f"{PREFIX}/checkpoints/step_00000005/manifest.json"
+        manifest = f"{STEP_5}/manifest.json"
         seen.append((key.rsplit("/", 1)[-1], store.head(manifest) is not None))
         original(key, path, move=move)
 
@@ -96,30 +110,113 @@ def test_the_manifest_is_put_last_and_an_older_one_is_taken_away_first(
     assert not any(there for _, there in seen)
 
 
-def test_the_two_newest_stay_and_a_torn_older_one_goes_too(store: FileStore, tmp_path: Path) -> None:
-    store.put(f"{PREFIX}/checkpoints/step_00000003/model.safetensors", b"half")
-    store.put(f"{PREFIX}/checkpoints/step_00000090/model.safetensors", b"of another training")
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+def steps_of(store: FileStore, training: str = "t") -> list[int]:
+    found = folders.list_checkpoints(store, folders.training_prefix(PREFIX, training))
+    return [int(prefix[-8:]) for prefix in found]
+
+
+def test_the_two_newest_stay_and_a_torn_older_one_goes_and_other_trainings_are_left_alone(
+    store: FileStore, tmp_path: Path
+) -> None:
+    store.put(f"{PREFIX}/checkpoints/t/step_00000003/model.safetensors", b"half")
+    store.put(f"{PREFIX}/checkpoints/t/step_00000090/model.safetensors", b"torn, later")
+    store.put(f"{PREFIX}/checkpoints/other/step_00000003/model.safetensors", b"of another training")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     for step in (5, 10, 15):
         writer.save(snapshot(step), ignore)
     writer.wait()
-    assert ckpt.list_steps(store, PREFIX) == [10, 15, 90]
-    assert writer.keep_last().step == 15
-    assert ckpt.list_steps(store, PREFIX) == [15]
+    assert steps_of(store) == [10, 15, 90]
+    assert steps_of(store, "other") == [3]
 
 
 def test_the_checkpoint_that_was_resumed_from_stays_until_two_newer_ones_are_there(
     store: FileStore, tmp_path: Path
 ) -> None:
-    first = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    first = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     first.save(snapshot(5), ignore)
-    second = CheckpointWriter(store, PREFIX, tmp_path / "work", resumed=first.wait())
+    second = CheckpointWriter(store, PREFIX, "t", tmp_path / "work", resumed=first.wait())
     second.save(snapshot(10), ignore)
     second.wait()
-    assert ckpt.list_steps(store, PREFIX) == [5, 10]
+    assert steps_of(store) == [5, 10]
     second.save(snapshot(15), ignore)
     second.wait()
-    assert ckpt.list_steps(store, PREFIX) == [10, 15]
+    assert steps_of(store) == [10, 15]
+
+
+def record(store: FileStore, token: str, checkpoint: ckpt.Checkpoint) -> None:
+    receipt = Receipt(
+        stage="base",
+        stage_version=1,
+        fingerprint="abc",
+        token=token,
+        created_at="2026-01-01T00:00:00Z",
+        seconds=1.0,
+        outputs=checkpoint.files,
+    )
+    write_receipt(store, receipt)
+
+
+def test_of_finished_trainings_only_the_checkpoints_that_a_receipt_names_stay(
+    store: FileStore, tmp_path: Path
+) -> None:
+    """A rebuild writes beside what it replaces, and both receipts can still be verified."""
+    for training in ("old", "new"):
+        writer = CheckpointWriter(store, PREFIX, training, tmp_path / "work")
+        for step in (5, 10):
+            writer.save(snapshot(step), ignore)
+        record(store, training, writer.wait())
+    store.put(f"{PREFIX}/checkpoints/given-up/step_00000007/state.json", b"{}")
+    removed = folders.drop_leftovers(store, PREFIX)
+    assert removed == [
+        f"{PREFIX}/checkpoints/{name}"
+        for name in ("new/step_00000005", "old/step_00000005", "given-up/step_00000007")
+    ]
+    assert (steps_of(store, "old"), steps_of(store, "new"), steps_of(store, "given-up")) == ([10], [10], [])
+    for info in store.list(f"{PREFIX}/receipts/"):
+        assert missing_outputs(store, Receipt.read(store, info.key)) == []
+
+
+def test_nothing_is_dropped_where_a_receipt_cannot_be_read(store: FileStore, tmp_path: Path) -> None:
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
+    writer.save(snapshot(5), ignore)
+    writer.wait()
+    store.put(f"{PREFIX}/receipts/damaged.json", b"{")
+    with pytest.raises(DocumentError, match=r"receipts/damaged\.json is not JSON"):
+        folders.drop_leftovers(store, PREFIX)
+    assert steps_of(store) == [5]
+
+
+def test_cleaning_up_and_listing_load_no_torch() -> None:
+    code = "import sys, nanochat.training.checkpoint_folders; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_checkpoint_that_may_not_be_used_is_not_fetched_in_full(store: FileStore, tmp_path: Path) -> None:
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
+    writer.save(snapshot(5), ignore)
+    writer.wait()
+    fetched: list[str] = []
+    original = store.fetch
+
+    def fetch(key: str, destination: Path) -> Path:
+        fetched.append(key.rsplit("/", 1)[-1])
+        return original(key, destination)
+
+    store.fetch = fetch  # type: ignore[method-assign]
+    found, passed_over = ckpt.find_newest(store, PREFIX, tmp_path, lambda prefix, state: "is not for us")
+    assert found is None
+    assert passed_over == [f"checkpoint {STEP_5} is not for us"]
+    assert fetched == ["manifest.json", "state.json"]
+
+
+def test_a_state_of_version_1_is_read_and_what_it_did_not_keep_is_unknown() -> None:
+    document = json.loads(snapshot(5).state.to_bytes())
+    assert document["version"] == 2
+    document |= {"version": 1, "attempts": ["first", "second"]}
+    del document["progress"]["recent"]
+    state = TrainingState.from_bytes(json.dumps(document).encode(), "state.json")
+    assert state.attempts == (AttemptWork(token="first"), AttemptWork(token="second"))
+    assert state.attempts[0].seconds is None
 
 
 def test_an_upload_that_fails_is_raised_by_the_next_wait_and_leaves_no_manifest(
@@ -133,7 +230,7 @@ def test_an_upload_that_fails_is_raised_by_the_next_wait_and_leaves_no_manifest(
         original(key, path, move=move)
 
     store.put_file = put_file  # type: ignore[method-assign]
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     writer.save(snapshot(5), ignore)
     with pytest.raises(OSError, match="no space left"):
         writer.wait()
@@ -150,13 +247,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(store: FileStore, tmp_pa
         original(key, path, move=move)
 
     store.put_file = put_file  # type: ignore[method-assign]
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     taken = snapshot(5, filling=1.0)
     writer.save(taken, ignore)  # returns though nothing can be written yet
-    assert ckpt.list_steps(store, PREFIX) == []
+    assert steps_of(store) == []
     gate.set()
     writer.wait()
-    assert ckpt.list_steps(store, PREFIX) == [5]
+    assert steps_of(store) == [5]
 
 
 @pytest.mark.parametrize(
@@ -180,10 +277,10 @@ def test_training_goes_on_while_a_checkpoint_is_written(store: FileStore, tmp_pa
 def test_a_manifest_that_is_not_ours_is_refused_by_name(
     store: FileStore, tmp_path: Path, edit: Any, message: str
 ) -> None:
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     writer.save(snapshot(5), ignore)
     writer.wait()
-    key = f"{PREFIX}/checkpoints/step_00000005/manifest.json"
+    key = f"{STEP_5}/manifest.json"
     store.put(key, edit(store.get(key).decode()).encode())
     found, (sentence,) = ckpt.find_newest(store, PREFIX, tmp_path, anything)
     assert found is None
@@ -227,10 +324,10 @@ def test_a_card_of_another_model_says_each_difference() -> None:
 def test_random_states_survive(store: FileStore, tmp_path: Path) -> None:
     torch.manual_seed(3)
     torch.rand(10)
-    writer = CheckpointWriter(store, PREFIX, tmp_path / "work")
+    writer = CheckpointWriter(store, PREFIX, "t", tmp_path / "work")
     writer.save(snapshot(5), ignore)
     expected = torch.rand(4)
     writer.wait()
     ckpt.find_newest(store, PREFIX, tmp_path, anything)
-    ckpt.set_random_state(ckpt.load_tensors(ckpt.local_folder(tmp_path, 5) / ckpt.RANDOM))
+    ckpt.set_random_state(ckpt.load_tensors(ckpt.local_folder(tmp_path, STEP_5) / ckpt.RANDOM))
     assert torch.equal(torch.rand(4), expected)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nanochat.data.conversations import Part, exchange
 from nanochat.tokenizer import Tokenizer
+from nanochat.training.bad_input import BadInput
 from nanochat.training.conversation_loader import (
     ConversationLoader,
     RenderedConversations,
@@ -165,11 +166,9 @@ def test_conversations_are_clipped_and_counted(byte_tokenizer: Tokenizer) -> Non
     assert rendered.mask[span].tolist() == list(whole.mask)
 
 
-def test_no_conversation_and_no_answer_are_errors(byte_tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"train\.jsonl holds no conversation"):
+def test_no_conversation_is_bad_input(byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(BadInput, match=r"train\.jsonl holds no conversation"):
         render_all([], byte_tokenizer, 40, "train.jsonl")
-    with pytest.raises(ValueError, match="none of the 2 conversations has a token in the loss"):
-        load(made_up([5, 6], answers=[0, 0]), packed=False)
 
 
 def test_evaluation_serves_every_conversation_once_over_the_ranks() -> None:

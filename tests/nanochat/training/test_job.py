@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from nanochat.data.conversations import exchange, write_conversations
+from nanochat.data.questions import Question, write_questions
 from nanochat.store.receipts import FileRef, Receipt, write_receipt
 from nanochat.training import checkpoint as ckpt
 from nanochat.training.checkpoint import CheckpointError
+from nanochat.training.checkpoint_folders import checkpoint_prefix, drop_leftovers, list_checkpoints
 from nanochat.training.trainer import Trainer, TrainingStopped
 
 if TYPE_CHECKING:
@@ -35,9 +38,19 @@ def test_the_three_stages_train_one_after_the_other(workshop: Workshop) -> None:
     assert {event["step"] for event in base.events if event["type"] == "eval"} == {4, 8, 12}
     assert {event["step"] for event in base.events if event["type"] == "checkpoint"} == {5, 10, 12}
     step = next(event for event in base.events if event["type"] == "step")
-    assert {"loss", "lr", "tokens_per_s", "eta_s", "grad_norm", "memory_bytes", "tokens", "steps"} <= set(
-        step
-    )
+    assert {
+        "loss",
+        "lr_multiplier",
+        "matrix_lr",
+        "embedding_lr",
+        "unembedding_lr",
+        "tokens_per_s",
+        "eta_s",
+        "grad_norm",
+        "memory_bytes",
+        "tokens",
+        "steps",
+    } <= set(step)
 
     mid = workshop.run(workshop.job("midtrain", init=workshop.files_of(base)))
     assert mid.losses[12] < mid.losses[1]
@@ -54,14 +67,14 @@ def test_the_three_stages_train_one_after_the_other(workshop: Workshop) -> None:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The process goes away right after that step."""
-    original = Trainer._record
+    original = Trainer._report
 
-    def record(self: Trainer, record: Any) -> None:
-        original(self, record)
-        if record.step == step:
+    def report(self: Trainer, **fields: Any) -> None:
+        original(self, **fields)
+        if self.progress.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_record", record)
+    monkeypatch.setattr(Trainer, "_report", report)
 
 
 @pytest.mark.parametrize("stage", ["base", "midtrain", "sft"])
@@ -85,7 +98,14 @@ def test_a_job_interrupted_twice_gives_the_same_losses_as_one_that_was_not(
     losses |= last.losses
     assert losses == whole.losses
     assert last.result["metrics"]["val_loss"] == whole.result["metrics"]["val_loss"]
-    assert last.result["tables"]["evaluations"] == whole.result["tables"]["evaluations"]
+    for table in ("curve", "evaluations"):
+        assert last.result["tables"][table] == whole.result["tables"][table]
+    assert [row["step"] for row in last.result["tables"]["curve"]] == list(range(1, 13))
+    assert last.result["metrics"]["train_loss"] == whole.result["metrics"]["train_loss"]
+    attempts = last.result["attempts"]
+    assert [work["token"] for work in attempts] == ["attempt-1", "attempt-2", "attempt-3"]
+    assert sum(work["tokens"] for work in attempts) == last.result["tokens"]
+    assert all(work["seconds"] > 0 for work in attempts)
     same = {file.name: file.sha256 for file in workshop.files_of(whole)}
     assert {file.name: file.sha256 for file in workshop.files_of(last)}["model.safetensors"] == same[
         "model.safetensors"
@@ -136,7 +156,8 @@ def test_sigterm_ends_two_processes_after_a_checkpoint_and_one_goes_on_in_the_sa
     assert error["failure"] == "CANCELLED"
     interrupted = workshop.outcome(workshop.job("base"), work)
     last = max(interrupted.losses)
-    (step,) = ckpt.list_steps(workshop.store, "stages/base/ffffffffffff")
+    (kept,) = list_checkpoints(workshop.store, "stages/base/ffffffffffff/checkpoints")
+    step = int(kept[-8:])
     assert step == last
     assert f"a checkpoint of step {step} of 4000 is kept" in error["message"]
 
@@ -144,7 +165,7 @@ def test_sigterm_ends_two_processes_after_a_checkpoint_and_one_goes_on_in_the_sa
     shorter = recipe.replace(base=dataclasses.replace(recipe.base, steps=step))
     alone = workshop.run(workshop.job("base", recipe=shorter, prefix="stages/alone/x"))
     states = [
-        ckpt.TrainingState.read(workshop.store, f"{prefix}/checkpoints/step_{step:08d}/state.json")
+        ckpt.TrainingState.read(workshop.store, f"{checkpoint_prefix(prefix, 'attempt-1', step)}/state.json")
         for prefix in ("stages/base/ffffffffffff", "stages/alone/x")
     ]
     assert states[0].progress.loader == states[1].progress.loader
@@ -167,10 +188,18 @@ def test_accumulation_in_pieces_of_any_size_learns_the_same(workshop: Workshop) 
     assert pieces.losses == pytest.approx(whole.losses, abs=2e-5)
 
 
-def test_an_evaluation_that_fails_costs_no_training(
+def often(workshop: Workshop, **settings: int) -> Any:
+    return workshop.recipe.replace(base=dataclasses.replace(workshop.recipe.base, **settings))
+
+
+def evaluated(outcome: Any) -> list[int]:
+    return [row["step"] for row in outcome.result["tables"]["evaluations"]]
+
+
+def test_an_evaluation_that_fails_costs_no_training_and_is_made_up_for(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = workshop.recipe.replace(base=dataclasses.replace(workshop.recipe.base, eval_every=5))
+    recipe = often(workshop, eval_every=5)
 
     def fail(*arguments: Any) -> None:
         raise MemoryError("out of memory")
@@ -181,6 +210,47 @@ def test_an_evaluation_that_fails_costs_no_training(
             workshop.train(workshop.job("base", recipe=recipe), workshop.work())
     again = workshop.run(workshop.job("base", recipe=recipe, token="attempt-2"))
     assert list(again.losses) == list(range(6, 13))
+    assert evaluated(again) == [5, 10, 12]
+
+
+def test_what_is_resumed_lacks_no_evaluation_where_checkpoints_and_evaluations_coincide(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = often(workshop, checkpoint_every=4, eval_every=4)
+    whole = workshop.run(workshop.job("base", recipe=recipe, prefix="stages/whole/x"))
+    for attempt, stop_at in enumerate((6, 9), start=1):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, stop_at)
+            with pytest.raises(KeyboardInterrupt):
+                workshop.train(workshop.job("base", recipe=recipe, token=f"a{attempt}"), workshop.work())
+    last = workshop.run(workshop.job("base", recipe=recipe, token="a3"))
+    assert evaluated(last) == [4, 8, 12]
+    assert last.result["tables"]["evaluations"] == whole.result["tables"]["evaluations"]
+
+
+def test_the_training_loss_is_the_mean_of_the_newest_steps_and_not_of_the_curves_points(
+    workshop: Workshop,
+) -> None:
+    """450 steps leave a point in every second."""
+    outcome = workshop.run(workshop.job("base", recipe=often(workshop, steps=450, checkpoint_every=450)))
+    newest = list(outcome.losses.values())[-50:]
+    assert outcome.result["metrics"]["train_loss"] == pytest.approx(sum(newest) / 50)
+    assert len(outcome.result["tables"]["curve"]) == 225
+
+
+def test_a_resumed_job_says_which_precision_it_was(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            workshop.train(workshop.job("base"), workshop.work())
+    again = workshop.run(workshop.job("base", token="attempt-2", precision="bfloat16"))
+    assert any("dtype was float32, is bfloat16" in message for message in again.logs("warning"))
+
+
+def test_the_result_names_the_processor(workshop: Workshop) -> None:
+    assert workshop.run(workshop.job("base")).result["hardware"]["cpu"]
 
 
 def test_batches_without_a_target_are_skipped_and_counted(workshop: Workshop, trained_base: PutBase) -> None:
@@ -205,7 +275,7 @@ def test_batches_without_a_target_are_skipped_and_counted(workshop: Workshop, tr
 
 def finished_checkpoint(workshop: Workshop) -> str:
     outcome = workshop.run(workshop.job("base"))
-    return f"{outcome.job.prefix}/checkpoints/step_{outcome.result['checkpoint']['step']:08d}"
+    return checkpoint_prefix(outcome.job.prefix, "attempt-1", outcome.result["checkpoint"]["step"])
 
 
 def damage(workshop: Workshop, key: str, how: str) -> None:
@@ -233,7 +303,7 @@ def test_a_torn_checkpoint_is_passed_over_by_name(workshop: Workshop, name: str,
     again = workshop.run(workshop.job("base", token="attempt-2"))
     (sentence,) = [message for message in again.logs("warning") if message.startswith("passed over")]
     assert prefix in sentence
-    assert list(again.losses) == list(range(1, 13))
+    assert list(again.losses) == [11, 12]
 
 
 def test_a_finished_training_that_lacks_only_its_receipt_is_not_trained_again(workshop: Workshop) -> None:
@@ -245,21 +315,28 @@ def test_a_finished_training_that_lacks_only_its_receipt_is_not_trained_again(wo
     assert again.result["checkpoint"] == first.result["checkpoint"]
 
 
-def test_a_rebuild_does_not_go_on_from_the_training_that_it_replaces(workshop: Workshop) -> None:
+@pytest.mark.parametrize("finisher", ["attempt-1", "attempt-2"])
+def test_a_rebuild_writes_beside_the_training_that_it_replaces_and_does_not_go_on_from_it(
+    workshop: Workshop, finisher: str
+) -> None:
+    """Also where that training's last attempt found everything trained and only wrote the receipt."""
     first = workshop.run(workshop.job("base"))
     receipt = Receipt(
         stage="base",
         stage_version=1,
         fingerprint="f" * 64,
-        token="attempt-1",
+        token=finisher,
         created_at="2026-01-01T00:00:00Z",
         seconds=1.0,
         outputs=workshop.files_of(first),
     )
     write_receipt(workshop.store, receipt)
-    again = workshop.run(workshop.job("base", token="attempt-2"))
+    again = workshop.run(workshop.job("base", token="attempt-3"))
     assert again.losses == first.losses
     assert any("belongs to a finished training" in message for message in again.logs("warning"))
+    drop_leftovers(workshop.store, again.job.prefix)
+    for file in workshop.files_of(first):
+        ckpt.verify_file(workshop.store.local_path(file.key), file, "store")
 
 
 def test_a_checkpoint_on_rebuilt_inputs_is_not_resumed(workshop: Workshop) -> None:
@@ -317,6 +394,51 @@ def test_a_wrong_line_of_conversations_is_named(workshop: Workshop, trained_base
     assert "wrong.jsonl:1" in error["message"]
 
 
+def conversations(workshop: Workshop, name: str, rows: list[Any]) -> None:
+    path = workshop.folder / f"{name}.jsonl"
+    write_conversations(path, rows)
+    workshop.files[name] = workshop.put(f"inputs/new/{name}.jsonl", path)
+
+
+MASKED = [exchange("too long " * 5, "no")] * 3
+
+
+def test_conversations_without_a_target_are_refused_before_training(
+    workshop: Workshop, trained_base: PutBase
+) -> None:
+    init = trained_base(workshop)
+    conversations(workshop, "validation", MASKED)
+    error = failure_of(workshop, workshop.job("sft", init=init))
+    assert error["failure"] == "BAD_REQUEST"
+    assert error["message"].startswith(
+        "validation.jsonl: none of the 3 conversations has a token in the loss (3 are clipped at 32 tokens)"
+    )
+    conversations(workshop, "train", MASKED)
+    assert failure_of(workshop, workshop.job("sft", init=init))["message"].startswith("train.jsonl: none")
+
+
+def test_a_letter_of_several_tokens_is_refused_before_training(
+    workshop: Workshop, trained_base: PutBase
+) -> None:
+    path = workshop.folder / "mmlu.jsonl"
+    write_questions(path, [Question("7", "?", ("x", "y"), ("A", "É"), "A")])
+    workshop.files["mmlu"] = workshop.put("inputs/mmlu_letters.jsonl", path)
+    error = failure_of(workshop, workshop.job("sft", init=trained_base(workshop)))
+    assert error["failure"] == "BAD_REQUEST"
+    assert "question 7: the letter 'É' is 2 tokens" in error["message"]
+
+
+def test_validation_text_that_fills_no_row_and_a_missing_device_are_bad_requests(workshop: Workshop) -> None:
+    workshop.put_shard("validation_shard", ["a"])
+    error = failure_of(workshop, workshop.job("base"))
+    assert error["failure"] == "BAD_REQUEST"
+    assert "does not fill one row of 32 tokens" in error["message"]
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    error = failure_of(workshop, workshop.job("base", device=missing))
+    assert error["failure"] == "BAD_REQUEST"
+    assert f"device '{missing}' was asked for" in error["message"]
+
+
 def test_code_that_fails_leaves_its_traceback(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Trainer, *arguments: Any) -> None:
         raise RuntimeError("a fault of ours")
@@ -351,20 +473,20 @@ def test_a_compiler_that_fails_is_a_warning_and_the_training_is_the_same(
 def test_a_request_to_stop_in_this_process_keeps_a_checkpoint(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Trainer._record
+    original = Trainer._report
 
-    def record(self: Trainer, record: Any) -> None:
-        original(self, record)
-        if record.step == 3:
+    def report(self: Trainer, **fields: Any) -> None:
+        original(self, **fields)
+        if self.progress.step == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "_record", record)
+    monkeypatch.setattr(Trainer, "_report", report)
     work = workshop.work()
     job = workshop.job("base")
     with pytest.raises(TrainingStopped, match="checkpoint of step"):
         workshop.train(job, work)
-    (step,) = ckpt.list_steps(workshop.store, job.prefix)
-    assert step in (3, 4)
+    (kept,) = list_checkpoints(workshop.store, f"{job.prefix}/checkpoints")
+    assert int(kept[-8:]) in (3, 4)
 
 
 def test_load_model_names_what_is_wrong(workshop: Workshop) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from nanochat.data.parquet import iter_texts
-from nanochat.evaluation.bpb import byte_loss, sum_over_ranks
 from nanochat.evaluation.ngram import compressor_baselines, ngram_baselines
 from nanochat.evaluation.samples import continue_texts
 from nanochat.model.gpt import GPT
@@ -67,11 +66,11 @@ class BaseStage(Stage):
         batches = evaluation_batches(
             self._validation, self.job.hardware.device_batch_rows, self.world.rank, self.world.size
         )
-        loss = sum_over_ranks(byte_loss(model, batches, self.token_bytes))
-        return {"val_bpb": loss.bits_per_byte, "val_loss": loss.nats_per_token}
+        return self.bits_per_byte(model, batches)
 
     def finish(self, model: GPT, findings: Findings) -> None:
-        findings.samples += continue_texts(self.engine(model), self.section.sample_prompts, SAMPLE_TOKENS)
+        with self.engine(model) as engine:
+            findings.samples += continue_texts(engine, self.section.sample_prompts, SAMPLE_TOKENS)
         if self.section.ngram_baselines:
             self._compare(findings)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from nanochat.data.conversations import read_conversations
-from nanochat.evaluation.bpb import byte_loss, sum_over_ranks
 from nanochat.evaluation.samples import answer_questions
 from nanochat.model.gpt import GPT
 from nanochat.recipes import Midtrain
+from nanochat.training.bad_input import BadInput
 from nanochat.training.batches import MicroBatch
 from nanochat.training.conversation_loader import (
     ConversationLoader,
@@ -23,6 +27,7 @@ from nanochat.training.stages.stage import Findings, Metrics, Stage
 
 # Held-out conversations that are measured on.
 EVAL_CONVERSATIONS = 1000
+_LOOKED_AT_ONCE = 1 << 20  # tokens
 
 
 class ConversationStage(Stage):
@@ -37,9 +42,25 @@ class ConversationStage(Stage):
         if "train" not in self.inputs.conversations:
             raise ValueError("the job names no conversations to train on")
         self._train = self._render("train", None)
+        self._require_targets("train", self._train)
         # A mixture of nothing but the user's own conversations has no validation part.
         there = "validation" in self.inputs.conversations
         self._validation = self._render("validation", EVAL_CONVERSATIONS) if there else None
+        if self._validation is not None:
+            self._require_targets("validation", self._validation)
+
+    @abstractmethod
+    def has_targets(self, conversations: RenderedConversations) -> bool:
+        """Whether any token of them counts in the loss, and so in what is measured."""
+
+    def _require_targets(self, name: str, conversations: RenderedConversations) -> None:
+        if not self.has_targets(conversations):
+            file = self.inputs.conversations[name].name
+            raise BadInput(
+                f"{file}: none of the {len(conversations)} conversations has a token in the loss "
+                f"({conversations.clipped} are clipped at {self.max_tokens} tokens); use shorter ones or a "
+                "longer context"
+            )
 
     def _render(self, name: str, at_most: int | None) -> RenderedConversations:
         path = self.inputs.conversations[name]
@@ -93,13 +114,17 @@ class MidtrainStage(ConversationStage):
     def batch_tokens(self) -> int:
         return self.section.batch_tokens
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """The recipe's, else as many as one pass over the rows takes."""
         if self.section.steps is not None:
             return self.section.steps
         rows = len(self.make_loader(None).plan(0))
         return math.ceil(rows / self._global_rows)
+
+    def has_targets(self, conversations: RenderedConversations) -> bool:
+        pieces = np.array_split(conversations.ids, 1 + len(conversations.ids) // _LOOKED_AT_ONCE)
+        return any(self.token_bytes[piece].any() for piece in pieces)
 
     def make_loader(self, state: dict[str, Any] | None) -> ConversationLoader:
         return self._loader(state, self._global_rows, packed=True)
@@ -108,9 +133,9 @@ class MidtrainStage(ConversationStage):
         if self._validation is None:
             return {}
         batches = self._validation_batches(answers_only=False)
-        loss = sum_over_ranks(byte_loss(model, batches, self.token_bytes))
-        return {"val_bpb": loss.bits_per_byte, "val_loss": loss.nats_per_token}
+        return self.bits_per_byte(model, batches)
 
     def finish(self, model: GPT, findings: Findings) -> None:
-        findings.samples += answer_questions(self.engine(model))
+        with self.engine(model) as engine:
+            findings.samples += answer_questions(engine)
         self._describe(findings)

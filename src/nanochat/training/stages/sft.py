@@ -7,11 +7,13 @@ from typing import Any
 
 from nanochat.data.heldout import read_held_out
 from nanochat.data.questions import Question, read_questions
+from nanochat.evaluation.multiple_choice import letter_ids
 from nanochat.evaluation.samples import answer_questions
 from nanochat.evaluation.skills import evaluate_skills
+from nanochat.inference.engine import Engine
 from nanochat.model.gpt import GPT
 from nanochat.recipes import Sft
-from nanochat.training.conversation_loader import ConversationLoader
+from nanochat.training.conversation_loader import ConversationLoader, RenderedConversations
 from nanochat.training.stages.midtrain import ConversationStage
 from nanochat.training.stages.stage import Findings, Metrics
 
@@ -45,10 +47,15 @@ class SftStage(ConversationStage):
             for name in ACCURACIES
             if name in self.inputs.conversations
         }
+        for question in (question for asked in self._questions.values() for question in asked):
+            letter_ids(self.tokenizer, question)
         if self.section.skills:
             if "skills" not in self.inputs.conversations:
                 raise ValueError("the recipe asks for skills (sft.skills), but the job names no file of them")
             self._held_out = read_held_out(self.inputs.conversations["skills"])
+
+    def has_targets(self, conversations: RenderedConversations) -> bool:
+        return bool(conversations.mask.any())
 
     def make_loader(self, state: dict[str, Any] | None) -> ConversationLoader:
         return self._loader(state, self.section.batch_rows, packed=False)
@@ -62,14 +69,14 @@ class SftStage(ConversationStage):
         return metrics
 
     def finish(self, model: GPT, findings: Findings) -> None:
-        engine = self.engine(model)
-        findings.samples += answer_questions(engine)
         self._describe(findings)
-        if self.section.skills:
-            self._measure_skills(model, findings)
+        with self.engine(model) as engine:
+            findings.samples += answer_questions(engine)
+            if self.section.skills:
+                self._measure_skills(engine, findings)
 
-    def _measure_skills(self, model: GPT, findings: Findings) -> None:
-        results = evaluate_skills(self.engine(model), self._held_out)
+    def _measure_skills(self, engine: Engine, findings: Findings) -> None:
+        results = evaluate_skills(engine, self._held_out)
         rows, missed = [], []
         for skill, result in results.items():
             interval = result.interval

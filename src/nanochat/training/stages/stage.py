@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nanochat.evaluation.bpb import ByteLoss, byte_loss
 from nanochat.evaluation.multiple_choice import multiple_choice
+from nanochat.inference.calculator import Calculator
 from nanochat.inference.engine import Engine
 from nanochat.model.gpt import GPT
 from nanochat.recipes import Base, Midtrain, Sft
@@ -70,7 +72,10 @@ class Stage(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Read what `steps` and the loader need. Raises ValueError for data that cannot be used."""
+        """Read and check what training and measuring need, so that nothing bad is found after it.
+
+        Raises BadInput, and the errors of the files' readers, for data that cannot be used.
+        """
 
     @property
     @abstractmethod
@@ -92,28 +97,37 @@ class Stage(ABC):
     def token_bytes(self) -> npt.NDArray[np.integer]:
         return np.asarray(self.tokenizer.token_bytes())
 
-    def engine(self, model: GPT) -> Engine:
-        return Engine(model, self.tokenizer)
+    @contextmanager
+    def engine(self, model: GPT) -> Iterator[Engine]:
+        """An engine whose calculator ends with the block."""
+        calculator = Calculator()
+        try:
+            yield Engine(model, self.tokenizer, calculator)
+        finally:
+            calculator.close()
+
+    def bits_per_byte(self, model: GPT, batches: Iterator[MicroBatch]) -> Metrics:
+        """Bits per byte and loss of all ranks' batches (collective)."""
+        mine = byte_loss(model, batches, self.token_bytes)
+        loss = ByteLoss(*self.world.sum_numbers([mine.nats, mine.bytes, mine.tokens]))
+        return {"val_bpb": loss.bits_per_byte, "val_loss": loss.nats_per_token}
 
     def loss(self, model: GPT, batches: Iterator[MicroBatch]) -> float:
         """Mean nats per target over all ranks' batches (collective)."""
-        sums = torch.zeros(2, dtype=torch.float64)
+        nats = targets = 0.0
         for batch in batches:
             piece = batch.to(model.device)
-            nats = model.loss_sum(piece.ids_BT, piece.targets_BT, piece.weights_BT)
-            sums += torch.tensor([float(nats), float(batch.weights_BT.sum())], dtype=torch.float64)
-        nats_sum, targets = self.world.sum_(sums.to(model.device if self.world.size > 1 else "cpu")).tolist()
-        if targets == 0:
-            raise ValueError("the validation data has no target token to measure a loss on")
-        return float(nats_sum / targets)
+            nats += float(model.loss_sum(piece.ids_BT, piece.targets_BT, piece.weights_BT))
+            targets += float(batch.weights_BT.sum())
+        nats, targets = self.world.sum_numbers([nats, targets])
+        return nats / targets
 
     def accuracy(self, model: GPT, name: str, questions: list[Any]) -> Metrics:
         """Multiple choice over all ranks' share of the questions (collective)."""
         mine = multiple_choice(model, self.tokenizer, questions[self.world.rank :: self.world.size])
-        counts = [mine.correct, mine.total, mine.chance * mine.total, mine.skipped]
-        sums = torch.tensor(counts, dtype=torch.float64)
-        sums = self.world.sum_(sums.to(model.device if self.world.size > 1 else "cpu"))
-        correct, total, chance, skipped = sums.tolist()
+        correct, total, chance, skipped = self.world.sum_numbers(
+            [mine.correct, mine.total, mine.chance * mine.total, mine.skipped]
+        )
         return {
             f"{name}_accuracy": correct / max(total, 1),
             f"{name}_correct": correct,
