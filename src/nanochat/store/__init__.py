@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlparse
 
 from nanochat.store.files import FileStore
 from nanochat.store.objects import ObjectInfo, ObjectNotFound, ObjectStore, PreconditionFailed, StoreError
+from nanochat.store.s3 import S3Store
 
 STORE_ENV = "NANOCHAT_STORE"
 
@@ -18,6 +19,7 @@ __all__ = [
     "ObjectNotFound",
     "ObjectStore",
     "PreconditionFailed",
+    "S3Store",
     "StoreError",
     "open_store",
     "project_root",
@@ -48,7 +50,11 @@ def open_store(url: str | None = None) -> ObjectStore:
         )
     if parsed.scheme in ("", "file"):
         return FileStore(Path(unquote(parsed.path) if parsed.scheme else location))
+    if parsed.scheme == "s3":
+        if not parsed.netloc:
+            raise ValueError(f"NANOCHAT_STORE={location!r} names no bucket: write s3://bucket/prefix")
+        return S3Store(parsed.netloc, unquote(parsed.path))
     raise ValueError(
-        f"NANOCHAT_STORE={location!r}: this version keeps its store in a folder; "
-        f"give a path or file:///… ({parsed.scheme}:// is not supported yet)"
+        f"NANOCHAT_STORE={location!r}: {parsed.scheme}:// is no store that is known; "
+        "give a path, file:///… or s3://bucket/prefix"
     )

@@ -130,6 +130,14 @@ class FileStore:
                 while left:  # an unbuffered write may take a part, and says so only by its result
                     left = left[file.write(left) :]
 
+    def read_appended(self, key: str, offset: int) -> bytes:
+        try:
+            with self._path(key).open("rb") as file:
+                file.seek(offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
     def _write(self, path: Path, data: bytes) -> None:
         with self._errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

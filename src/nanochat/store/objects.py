@@ -101,6 +101,10 @@ class ObjectStore(Protocol):
         """Add whole lines to an object that one writer owns, creating it."""
         ...
 
+    def read_appended(self, key: str, offset: int) -> bytes:
+        """What has been appended to the object from byte `offset` on; nothing where there is none."""
+        ...
+
 
 def check_key(key: str) -> str:
     """The key itself. Raises ValueError where it could leave the store (`..`, absolute, empty part)."""
