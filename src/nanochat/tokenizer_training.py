@@ -66,6 +66,11 @@ def count_shard(
     return _totals(totals)
 
 
+def counted_sha256(counts: str | os.PathLike[str]) -> str:
+    """The digest of the shard's bytes that a counts file was made from."""
+    return str(rustbpe.counts_info(counts)["input_sha256"])
+
+
 def train_tokenizer(
     section: TokenizerSection,
     counts_paths: Sequence[str | os.PathLike[str]],

@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from nanochat.data.shards import read_record, shard_path
+from nanochat.data.shards import ShardError, read_record, shard_path
 from nanochat.recipes import Tokenizer
 from nanochat.store import ObjectStore
 from nanochat.store.documents import Document
 from nanochat.store.layout import counts_key
-from nanochat.tokenizer_training import count_shard, counting_digest
+from nanochat.tokenizer_training import count_shard, counted_sha256, counting_digest
 
 
 class CountsRecord(Document):
@@ -31,13 +31,17 @@ class Counted:
 
     key: str
     new: bool
+    shard_sha256: str
     words: int
     unique_words: int
 
 
 def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenizer) -> Counted:
-    """The shard's counts file, made if it is missing or of other bytes. Raises ValueError where the
-    shard is not in the store."""
+    """The shard's counts file, made if it is missing or of other bytes.
+
+    Raises ShardError where the shard is not in the store or its bytes are not the recorded ones, and
+    what `count_shard` raises.
+    """
     record = read_record(store, source, shard)
     path = shard_path(store, source, shard)
     assert record is not None, "shard_path() has found it"
@@ -45,10 +49,16 @@ def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenize
     found = _read(store, key)
     info = store.head(key)
     if found and info and (found.shard_sha256, found.size_bytes) == (record.sha256, info.size):
-        return Counted(key=key, new=False, words=found.words, unique_words=found.unique_words)
+        return _counted(key, found, new=False)
     with tempfile.TemporaryDirectory(prefix="nanochat-counts-") as folder:
         made = Path(folder) / "counts"
         totals = count_shard(path, made, section)
+        sha256 = counted_sha256(made)
+        if sha256 != record.sha256:
+            raise ShardError(
+                f"shard {shard} of {source} is damaged in the store: recorded sha256 {record.sha256}, "
+                f"counted {sha256}. Ingest it again with force."
+            )
         size = made.stat().st_size
         store.put_file(key, made, move=True)
     counted = CountsRecord(
@@ -58,7 +68,17 @@ def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenize
         unique_words=totals["unique_words"],
     )
     store.put(f"{key}.json", counted.to_bytes())
-    return Counted(key=key, new=True, words=counted.words, unique_words=counted.unique_words)
+    return _counted(key, counted, new=True)
+
+
+def _counted(key: str, record: CountsRecord, *, new: bool) -> Counted:
+    return Counted(
+        key=key,
+        new=new,
+        shard_sha256=record.shard_sha256,
+        words=record.words,
+        unique_words=record.unique_words,
+    )
 
 
 def _read(store: ObjectStore, key: str) -> CountsRecord | None:

@@ -21,6 +21,7 @@ from nanochat.data.tasks.arithmetic import (
     DIRECT_TEMPLATES,
     PROBLEM_TEMPLATES,
     ask_sum,
+    number_pools,
     pairs_of,
     write_problem,
 )
@@ -122,20 +123,11 @@ def _names(context: TaskContext) -> list[HeldOutQuestion]:
 def _sums(context: TaskContext) -> list[HeldOutQuestion]:
     """200 additions: every held-out pair of single digits, then mixed ones, then two digits each."""
     numbers = random.Random("held out/sums")
-    one_digit, mixed, two_digits = _three_pools()
+    one_digit, mixed, two_digits, *_ = number_pools("test")
     pairs = one_digit + numbers.sample(mixed, min(60, len(mixed)))
     pairs += numbers.sample(two_digits, 200 - len(pairs))
     numbers.shuffle(pairs)
     return [HeldOutQuestion("sums", ask_sum(a, "+", b, numbers), f"{a}+{b}") for a, b in pairs]
-
-
-def _three_pools() -> tuple[list[tuple[int, int]], ...]:
-    small, large = range(10), range(10, 100)
-    return (
-        pairs_of("test", small, small),
-        pairs_of("test", small, large) + pairs_of("test", large, small),
-        pairs_of("test", large, large),
-    )
 
 
 def _letter_counts(context: TaskContext) -> list[HeldOutQuestion]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nanochat.data.mixture import ingredient_digest
-from nanochat.data.shards import ShardError, ShardRecord, require_shards
+from nanochat.data.shards import Mode, ShardError, ShardRecord, require_shards
 from nanochat.data.sources import get_source
 from nanochat.data.stage_data import corpus_digest, task_context
 from nanochat.data.tasks import TaskError
@@ -20,13 +20,19 @@ class DataNeeded(Exception):
     get it."""
 
     def __init__(self, needs: Sequence[str]) -> None:
-        super().__init__("; ".join(needs))
         self.needs = tuple(dict.fromkeys(needs))
+        super().__init__("; ".join(self.needs))
 
 
-def _records(store: ObjectStore, recipe: Recipe, shards: tuple[str, ...]) -> list[ShardRecord]:
+def _records(
+    store: ObjectStore, recipe: Recipe, *, count: int, validation: bool, mode: Mode
+) -> list[ShardRecord]:
+    source = get_source(recipe.data.source)
+    shards = source.training_shards()[:count]
+    if validation:
+        shards += (source.validation_shard(),)
     try:
-        return require_shards(store, get_source(recipe.data.source), shards, mode="reference")
+        return require_shards(store, source, shards, mode=mode)
     except ShardError as error:
         raise DataNeeded([str(error)]) from error
 
@@ -38,21 +44,23 @@ def shard_digests(
 
     Raises DataNeeded naming the shards that are not ingested.
     """
-    source = get_source(recipe.data.source)
-    train = source.training_shards()[:count]
-    digests = {record.shard: record.sha256 for record in _records(store, recipe, train)}
-    if validation:
-        (held_out,) = _records(store, recipe, (source.validation_shard(),))
+    records = _records(store, recipe, count=count, validation=validation, mode="reference")
+    held_out = records.pop() if validation else None
+    digests = {record.shard: record.sha256 for record in records}
+    if held_out:
         digests[f"validation {held_out.shard}"] = held_out.sha256
     return digests
 
 
 def shard_files(store: ObjectStore, recipe: Recipe) -> tuple[tuple[FileRef, ...], FileRef]:
-    """The recipe's training shards in order, and its validation shard, as stored files."""
-    source = get_source(recipe.data.source)
-    train = _records(store, recipe, source.training_shards()[: recipe.data.shards])
-    (held_out,) = _records(store, recipe, (source.validation_shard(),))
-    return tuple(record.file for record in train), held_out.file
+    """The recipe's training shards in order, and its validation shard, as stored files.
+
+    Raises DataNeeded naming those whose bytes are not in the store: one that is only recorded by
+    reference can be identified, and not read.
+    """
+    records = _records(store, recipe, count=recipe.data.shards, validation=True, mode="copy")
+    *train, held_out = (record.file for record in records)
+    return tuple(train), held_out
 
 
 def conversation_files(receipt: Receipt) -> dict[str, FileRef]:

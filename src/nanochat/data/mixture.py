@@ -12,13 +12,19 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nanochat.data.conversations import Conversation, dumps, require_valid
-from nanochat.data.tasks import RowProblem, Split, TaskContext, find_task, require_rows
-from nanochat.data.tasks.custom import PREFIX, custom_path
+from nanochat.data.conversations import Conversation, dumps
+from nanochat.data.tasks import (
+    RowProblem,
+    Split,
+    TaskContext,
+    find_task,
+    require_questions,
+    require_rows,
+)
+from nanochat.data.tasks.custom import PREFIX
 from nanochat.recipes import Ingredient
 from nanochat.store.digests import digest_json
 
@@ -54,24 +60,24 @@ class MixtureReport:
     ingredients: tuple[IngredientReport, ...]
     samples: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
-
-def check_mixture(mixture: Sequence[Ingredient], *, context: TaskContext) -> None:
+def check_mixture(
+    mixture: Sequence[Ingredient], *, context: TaskContext, questions: Sequence[str] = ()
+) -> None:
     """Find out what is wrong before anything is downloaded, generated or trained.
 
-    Raises ConversationError naming the lines of a user's file, TaskError for an unknown task, a
-    generator without a number of rows, or a missing identity file.
+    questions: names of the tasks that the model is asked at the end. Raises ConversationError naming
+    the lines of a user's file; TaskError for an unknown task, a generator without a number of rows,
+    a task without questions where they are asked, or one whose material is missing.
     """
-    for ingredient in mixture:
-        if ingredient.task.startswith(PREFIX):
-            require_valid(custom_path(ingredient.task))
-    for ingredient in mixture:
-        require_rows(find_task(ingredient.task), ingredient.rows)
-        if ingredient.task in ("identity", "identity_small"):
-            require_valid(context.require_identity())
+    tasks = [find_task(ingredient.task) for ingredient in mixture]
+    asked = [find_task(name) for name in questions]
+    for task, ingredient in zip(tasks, mixture, strict=True):
+        require_rows(task, ingredient.rows)
+    for task in asked:
+        require_questions(task)
+    for task in {task.name: task for task in (*tasks, *asked)}.values():
+        task.check(context)
 
 
 def ingredient_digest(ingredient: Ingredient, context: TaskContext) -> str:
@@ -86,25 +92,6 @@ def ingredient_digest(ingredient: Ingredient, context: TaskContext) -> str:
     return digest_json({"task": name, "version": task.version, "inputs": inputs})
 
 
-def build_mixture(
-    mixture: Sequence[Ingredient], *, split: Split, seed: int, context: TaskContext
-) -> list[Conversation]:
-    """The conversations in memory, in the order in which `write_mixture` writes them.
-
-    For the split ``validation`` an ingredient gives a fiftieth of its rows, from 20 to 2,000; the
-    identity conversations and a user's own file give none, since all of theirs are for training.
-    """
-    check_mixture(mixture, context=context)
-    rows: list[Conversation] = []
-    spans = []
-    for ingredient in mixture:
-        start = len(rows)
-        found = _rows(ingredient, split=split, seed=seed, context=context)
-        rows.extend(row for row in found if isinstance(row, Conversation))
-        spans.append((start, len(rows), ingredient.repeat))
-    return [rows[index] for index in _order(spans, split, seed)]
-
-
 def write_mixture(
     path: str | os.PathLike[str],
     mixture: Sequence[Ingredient],
@@ -114,12 +101,13 @@ def write_mixture(
     context: TaskContext,
     progress: Callable[[str, int], None] | None = None,
 ) -> MixtureReport:
-    """Write the mixture as JSONL; the file appears under its name when it is whole.
+    """Write a mixture that `check_mixture` has passed as JSONL; the file appears under its name when
+    it is whole.
 
-    progress: called with task and rows after each ingredient. Raises what `check_mixture` raises
-    before anything is written, and TaskError for missing material.
+    For the split ``validation`` an ingredient gives a fiftieth of its rows, from 20 to 2,000; the
+    identity conversations and a user's own file give none, since all of theirs are for training.
+    progress: called with task and rows after each ingredient. Raises TaskError for missing material.
     """
-    check_mixture(mixture, context=context)
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         spool, target = Path(folder, "rows"), Path(folder, "shuffled")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ def inspect_text(path: Path, name: str) -> tuple[int, int, int]:
     """(rows, empty, characters) of a file: all rows, those null or blank, and the characters of the
     others. Everything is read once.
 
-    Raises TextFileError, calling the file `name`, where it is not parquet, has no string column
-    ``text``, is not UTF-8, or has no document at all.
+    Raises TextFileError, calling the file `name`, where it is not parquet, has not one column
+    ``text`` of strings, is not UTF-8, or has no document at all.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -39,13 +39,9 @@ def inspect_text(path: Path, name: str) -> tuple[int, int, int]:
         raise
     except UnicodeDecodeError as error:
         raise TextFileError(_not_utf8(name, rows, error)) from error
-    except pa.ArrowInvalid as error:
-        if "utf" in str(error).lower():
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, pa.ArrowInvalid) and "utf" in str(error).lower():
             raise TextFileError(_not_utf8(name, rows, error)) from error
-        raise TextFileError(
-            f"{name}: not a readable parquet file ({error}). Replace it at its source."
-        ) from error
-    except OSError as error:
         raise TextFileError(
             f"{name}: not a readable parquet file ({error}). Replace it at its source."
         ) from error
@@ -77,7 +73,7 @@ def iter_texts(path: Path, start_document: int = 0) -> Iterator[tuple[int, str]]
             first = after
 
 
-def iter_documents(paths: list[Path]) -> Iterator[str]:
+def iter_documents(paths: Iterable[Path]) -> Iterator[str]:
     """The texts of several files, in order."""
     for path in paths:
         for _, text in iter_texts(path):
@@ -91,6 +87,11 @@ def _require_text_column(schema: Any, name: str) -> None:
         raise TextFileError(
             f"{name}: has no column 'text' (its columns are {', '.join(schema.names)}). Rename the column "
             "that holds the documents to 'text'."
+        )
+    if schema.names.count(TEXT) > 1:
+        raise TextFileError(
+            f"{name}: has {schema.names.count(TEXT)} columns 'text'. Write the file again with one of them, "
+            "the documents."
         )
     kind = schema.field(TEXT).type
     if pa.types.is_dictionary(kind):

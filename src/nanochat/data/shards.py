@@ -278,8 +278,11 @@ def command_for(keys: Sequence[str], source: Source) -> str:
 
 
 def describe_keys(keys: Iterable[str], source: Source) -> str:
-    """Keys in the source's order, neighbours joined: ``shard_00000…shard_00007, shard_00011``."""
-    order = {key: index for index, key in enumerate((*source.training_shards(), source.validation_shard()))}
+    """Keys in the source's order, neighbours joined: ``shard_00000…shard_00007, shard_00011``; the
+    validation shard is nobody's neighbour."""
+    training = source.training_shards()
+    order = {key: index for index, key in enumerate(training)}
+    order[source.validation_shard()] = len(training) + 1
     runs: list[list[str]] = []
     for key in sorted(keys, key=order.__getitem__):
         if runs and order[key] == order[runs[-1][-1]] + 1:

@@ -17,12 +17,12 @@ from nanochat.data.conversations import read_conversations
 from nanochat.data.heldout import held_out_questions, write_held_out
 from nanochat.data.hub_datasets import HubDatasets
 from nanochat.data.mixture import MixtureReport, check_mixture, write_mixture
+from nanochat.data.parquet import iter_documents
 from nanochat.data.questions import write_questions
-from nanochat.data.shards import shard_path
+from nanochat.data.shards import verified_shard_path
 from nanochat.data.sources import get_source
-from nanochat.data.sources.offline import OfflineDocument, read_offline_documents
+from nanochat.data.sources.offline import read_offline_documents
 from nanochat.data.tasks import TaskContext, TaskError, load_questions
-from nanochat.data.tasks.context import read_texts
 from nanochat.recipes import Midtrain, Recipe, Sft
 from nanochat.store import ObjectStore, project_root
 from nanochat.store.digests import digest_json
@@ -91,21 +91,20 @@ def task_context(
 ) -> TaskContext:
     """What the recipe's tasks may read: its own training shards, the hub, the identity file.
 
-    fetch: datasets of the hub that are not in the store yet are brought there when a task asks.
+    fetch: datasets of the hub that are not in the store yet are brought there when a task asks. A
+    shard is verified before it is read, so reading raises ShardError where it is damaged or gone.
     """
     source = get_source(recipe.data.source)
-    shards = source.training_shards()[: recipe.data.shards]
+    path = functools.cache(functools.partial(verified_shard_path, store, source.name))
 
-    def paths() -> list[Path]:
-        return [shard_path(store, source.name, shard) for shard in shards]
-
-    def documents() -> Iterator[OfflineDocument]:
-        return read_offline_documents(paths())
+    def paths() -> Iterator[Path]:
+        return (path(shard) for shard in source.training_shards()[: recipe.data.shards])
 
     return TaskContext(
         hub=StoredHub(store, fetch=fetch),
-        offline_documents=documents,
-        texts=lambda: read_texts(paths()),
+        source=source.name,
+        offline_documents=(lambda: read_offline_documents(paths())) if source.has_documents else None,
+        texts=lambda: iter_documents(paths()),
         corpus_digest=corpus_digest,
         identity_path=identity_path(),
     )
@@ -128,8 +127,13 @@ def write_stage_data(
     folder: Path,
     progress: Callable[[str], None],
 ) -> StageData:
-    """Write the stage's files into `folder`. Raises TaskError and ConversationError before training."""
-    check_mixture(section.mixture, context=context)
+    """Write the stage's files into `folder`.
+
+    Raises TaskError, ConversationError, ShardError and SourceError before training.
+    """
+    asked = {MMLU: section.mmlu_task, ARC_EASY: section.arc_easy_task} if isinstance(section, Sft) else {}
+    tests = {name: task for name, task in asked.items() if task is not None}
+    check_mixture(section.mixture, context=context, questions=tuple(tests.values()))
     reports = {}
     for name, split in ((TRAIN, "train"), (VALIDATION, "validation")):
         reports[split] = write_mixture(
@@ -145,9 +149,7 @@ def write_stage_data(
         files.append(folder / VALIDATION)
     questions: dict[str, int] = {}
     if isinstance(section, Sft):
-        for name, task in ((MMLU, section.mmlu_task), (ARC_EASY, section.arc_easy_task)):
-            if task is None:
-                continue
+        for name, task in tests.items():
             chosen = load_questions(task, split="test", context=context, limit=section.eval_questions)
             questions[name.removesuffix(".jsonl")] = write_questions(folder / name, chosen)
             files.append(folder / name)
@@ -169,9 +171,6 @@ def _say(progress: Callable[[str], None], split: str, task: str, rows: int) -> N
 
 def count_characters(path: Path) -> int:
     """Characters of everything said in a file of conversations."""
-    total = 0
-    for conversation in read_conversations(path):
-        for message in conversation.messages:
-            content = message.content
-            total += len(content) if isinstance(content, str) else sum(len(part.text) for part in content)
-    return total
+    return sum(
+        len(message.text) for conversation in read_conversations(path) for message in conversation.messages
+    )

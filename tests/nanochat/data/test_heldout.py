@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from standins.task_rows import load_task
 
 from nanochat.data.heldout import (
     SKILLS,
@@ -13,7 +14,7 @@ from nanochat.data.heldout import (
     read_held_out,
     write_held_out,
 )
-from nanochat.data.tasks import TaskContext, load_task
+from nanochat.data.tasks import TaskContext
 from nanochat.data.tasks.spelling import SMALL_WORDS
 from nanochat.data.tasks.splits import split_of_pair, split_of_word
 from nanochat.recipes import quick

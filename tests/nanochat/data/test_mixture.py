@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from nanochat.data.conversations import ConversationError, exchange, read_conversations, write_conversations
-from nanochat.data.mixture import build_mixture, check_mixture, ingredient_digest, write_mixture
+from nanochat.data.conversations import (
+    Conversation,
+    ConversationError,
+    exchange,
+    read_conversations,
+    write_conversations,
+)
+from nanochat.data.mixture import check_mixture, ingredient_digest, write_mixture
 from nanochat.data.tasks import TASKS, TaskContext, TaskError
 from nanochat.recipes import Ingredient, named_recipes
 from nanochat.store.digests import digest_file
@@ -22,32 +27,40 @@ SMALL = (
 )
 
 
-def test_a_mixture_holds_every_ingredient_as_often_as_the_recipe_says(context: TaskContext) -> None:
-    rows = build_mixture(SMALL, split="train", seed=1, context=context)
+def mixed(
+    mixture: tuple[Ingredient, ...], seed: int, context: TaskContext, folder: Path
+) -> list[Conversation]:
+    """The conversations of a written training mixture."""
+    check_mixture(mixture, context=context)
+    write_mixture(folder / "mixed.jsonl", mixture, split="train", seed=seed, context=context)
+    return list(read_conversations(folder / "mixed.jsonl"))
+
+
+def test_a_mixture_holds_every_ingredient_as_often_as_the_recipe_says(
+    context: TaskContext, tmp_path: Path
+) -> None:
+    rows = mixed(SMALL, 1, context, tmp_path)
     counts = Counter(rows)
-    identity = build_mixture(SMALL[:1], split="train", seed=1, context=context)
+    identity = mixed(SMALL[:1], 1, context, tmp_path)
     assert len(rows) == len(identity) + 150
     assert all(counts[row] == 2 for row in identity)
 
 
-def test_the_order_is_shuffled_and_fixed_by_the_seed(context: TaskContext) -> None:
-    rows = build_mixture(SMALL, split="train", seed=1, context=context)
-    assert rows == build_mixture(SMALL, split="train", seed=1, context=context)
-    assert rows != build_mixture(SMALL, split="train", seed=2, context=context)
+def test_the_order_is_shuffled_and_fixed_by_the_seed(context: TaskContext, tmp_path: Path) -> None:
+    rows = mixed(SMALL, 1, context, tmp_path)
+    assert rows == mixed(SMALL, 1, context, tmp_path)
+    assert rows != mixed(SMALL, 2, context, tmp_path)
     kinds = [row.messages[0].text.startswith("Spell the word:") for row in rows]
     assert 0 < sum(kinds[: len(kinds) // 2]) < 50, "spelling is spread over both halves"
 
 
-def test_the_written_file_is_the_mixture_in_memory_and_its_report_tells_what_it_holds(
-    context: TaskContext, tmp_path: Path
-) -> None:
+def test_the_report_tells_what_the_written_file_holds(context: TaskContext, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     told: list[tuple[str, int]] = []
     report = write_mixture(
         path, SMALL, split="train", seed=1, context=context, progress=lambda *item: told.append(item)
     )
-    rows = build_mixture(SMALL, split="train", seed=1, context=context)
-    assert list(read_conversations(path)) == rows
+    rows = list(read_conversations(path))
     assert report.rows == len(rows)
     assert report.sha256 == digest_file(path)
     assert report.size_bytes == path.stat().st_size
@@ -61,7 +74,6 @@ def test_the_written_file_is_the_mixture_in_memory_and_its_report_tells_what_it_
     assert [part.digest for part in report.ingredients] == [
         ingredient_digest(part, context) for part in SMALL
     ]
-    assert json.loads(json.dumps(report.to_json()))["rows"] == len(rows)
     assert [entry.name for entry in tmp_path.iterdir()] == ["train.jsonl"]
     assert write_mixture(path, SMALL, split="train", seed=1, context=context) == report
 
@@ -74,7 +86,7 @@ def test_validation_takes_a_small_share_of_held_out_rows(context: TaskContext, t
     )
     report = write_mixture(tmp_path / "v.jsonl", mixture, split="validation", seed=1, context=context)
     assert [part.rows for part in report.ingredients] == [0, 100, 20]
-    train = {row.messages[0].text for row in build_mixture(mixture, split="train", seed=1, context=context)}
+    train = {row.messages[0].text for row in mixed(mixture, 1, context, tmp_path)}
     assert not train & {row.messages[0].text for row in read_conversations(tmp_path / "v.jsonl")}
 
 
@@ -82,24 +94,21 @@ def test_a_users_file_is_mixed_in(context: TaskContext, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     write_conversations(own, [exchange(f"q{index}", f"a{index}") for index in range(10)])
     mixture = (Ingredient(task=f"jsonl:{own}", repeat=3), Ingredient(task="arithmetic", rows=5))
-    rows = build_mixture(mixture, split="train", seed=1, context=context)
+    rows = mixed(mixture, 1, context, tmp_path)
     assert Counter(rows)[exchange("q3", "a3")] == 3
     assert len(rows) == 35
-    some = build_mixture((Ingredient(task=f"jsonl:{own}", rows=4),), split="train", seed=1, context=context)
+    some = mixed((Ingredient(task=f"jsonl:{own}", rows=4),), 1, context, tmp_path)
     assert len(set(some)) == 4
+    moved = own.rename(tmp_path / "moved.jsonl")
+    again = mixed((Ingredient(task=f"jsonl:{moved}", rows=4),), 1, context, tmp_path)
+    assert again == some, "the rows chosen are the file's, wherever it lies"
 
 
-def test_a_users_broken_file_is_refused_line_by_line_before_anything_else_is_looked_at(
-    tmp_path: Path,
-) -> None:
+def test_a_users_broken_file_is_refused_line_by_line_before_anything_is_made(tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     write_conversations(own, [exchange("q", "a")] * 2)
     own.write_text(own.read_text("utf-8") + '{"messages": []}\nnot json\n', "utf-8")
-    mixture = (
-        Ingredient(task="no such task"),
-        Ingredient(task="arithmetic"),
-        Ingredient(task=f"jsonl:{own}"),
-    )
+    mixture = (Ingredient(task="arithmetic", rows=3), Ingredient(task=f"jsonl:{own}"))
     with pytest.raises(
         ConversationError, match=r"2 problems(.|\n)*line 3: no messages(.|\n)*line 4: not JSON"
     ):
@@ -116,13 +125,30 @@ def test_a_users_broken_file_is_refused_line_by_line_before_anything_else_is_loo
         (Ingredient(task="jokes", rows=3), "unknown task 'jokes'"),
         (Ingredient(task="arithmetic"), "give its ingredient rows"),
         (Ingredient(task="identity"), "identity conversations are missing"),
+        (Ingredient(task="offline_mmlu", rows=3), "task 'offline_mmlu' .*source 'fineweb-edu'.*Take source"),
+        (Ingredient(task="docstring_chat", rows=3), "task 'docstring_chat' is made from documentation"),
     ],
 )
 def test_a_wrong_ingredient_is_named_before_anything_is_generated(
     ingredient: Ingredient, reason: str
 ) -> None:
     with pytest.raises(TaskError, match=reason):
-        check_mixture((ingredient,), context=TaskContext())
+        check_mixture((ingredient,), context=TaskContext(source="fineweb-edu"))
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        ("offline_arc_easy", "'offline_arc_easy' is made from documentation, and source 'fineweb-edu'"),
+        ("arithmetic", "'arithmetic' has no multiple-choice questions"),
+        ("jokes", "unknown task 'jokes'"),
+    ],
+)
+def test_a_task_that_cannot_ask_questions_here_is_named_before_anything_is_generated(
+    task: str, reason: str
+) -> None:
+    with pytest.raises(TaskError, match=reason):
+        check_mixture((), context=TaskContext(source="fineweb-edu"), questions=(task,))
 
 
 def test_a_failing_ingredient_leaves_no_file_behind(tmp_path: Path, identity_file: Path) -> None:

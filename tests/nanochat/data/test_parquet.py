@@ -55,6 +55,29 @@ def test_a_missing_text_column_is_named_with_the_columns_there_are(tmp_path: Pat
         list(iter_texts(path))
 
 
+def test_a_doubled_text_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["one"]), pa.array(["two"])], names=["text", "text"]), path)
+    with pytest.raises(TextFileError, match="shard x: has 2 columns 'text'"):
+        inspect_text(path, "shard x")
+    with pytest.raises(TextFileError, match="has 2 columns 'text'"):
+        list(iter_texts(path))
+
+
+@pytest.mark.parametrize("bits", [0x04, 0x15, 0xFF])
+def test_a_file_with_any_byte_flipped_is_read_or_refused(tmp_path: Path, bits: int) -> None:
+    path = write(tmp_path / "a.parquet", ["some text", "and more"])
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :])
+        try:
+            inspect_text(path, "shard x")
+        except TextFileError:
+            refused += 1
+    assert refused > len(whole) / 4
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.int64(), pa.list_(pa.string())])
 def test_a_text_column_of_another_type_is_refused(tmp_path: Path, kind: pa.DataType) -> None:
     path = write(tmp_path / "a.parquet", [None], kind)

@@ -7,7 +7,8 @@ modules by hash. ``jsonl:<path>`` names a file of the user's.
 
 from __future__ import annotations
 
-from nanochat.data.conversations import Conversation
+from collections.abc import Callable
+
 from nanochat.data.questions import Question
 from nanochat.data.tasks.arithmetic import ARITHMETIC, DIRECT_SUMS, WORD_PROBLEMS
 from nanochat.data.tasks.context import TaskContext, TaskError
@@ -33,7 +34,6 @@ __all__ = [
     "TaskError",
     "find_task",
     "load_questions",
-    "load_task",
 ]
 
 TASKS: dict[str, Task] = {
@@ -73,25 +73,20 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def load_task(
-    name: str, *, split: Split, rows: int | None, seed: int, context: TaskContext
-) -> list[Conversation]:
-    """The conversations of a task; at most `rows`, all that a finite task has where that is None.
-
-    Raises TaskError for an unknown task, missing material, or a generator without `rows`.
-    """
-    task = find_task(name)
-    require_rows(task, rows)
-    rows_or_problems = task.generate(context, split, rows, seed)
-    return [item for item in rows_or_problems if isinstance(item, Conversation)]
-
-
 def require_rows(task: Task, rows: int | None) -> None:
     """Raises TaskError where a task without an end is asked for all its rows."""
     if rows is None and not task.finite:
         raise TaskError(
             f"task {task.name!r} makes as many rows as it is asked for: give its ingredient rows=…"
         )
+
+
+def require_questions(task: Task) -> Callable[[TaskContext, Split], list[Question]]:
+    """What makes the task's multiple-choice questions. Raises TaskError for a task that has none."""
+    if task.questions is None:
+        having = ", ".join(other.name for other in TASKS.values() if other.questions)
+        raise TaskError(f"task {task.name!r} has no multiple-choice questions; these have: {having}")
+    return task.questions
 
 
 def load_questions(
@@ -101,11 +96,7 @@ def load_questions(
 
     Raises TaskError for a task that has none.
     """
-    task = find_task(name)
-    if task.questions is None:
-        having = ", ".join(other.name for other in TASKS.values() if other.questions)
-        raise TaskError(f"task {name!r} has no multiple-choice questions; these have: {having}")
-    questions = task.questions(context, split)
+    questions = require_questions(find_task(name))(context, split)
     if limit is None or limit >= len(questions):
         return questions
     chosen = sorted(generator_of(f"{name}/limit", split, 0).sample(range(len(questions)), limit))

@@ -92,12 +92,13 @@ def calculate(a: int, operator: str, b: int) -> int:
 
 
 def _pick(pools: tuple[list[tuple[int, int]], ...], numbers: random.Random) -> tuple[int, int]:
-    """One pair: the pools (one-digit, mixed, two-digit) are equally likely, else few would be short."""
+    """One pair: from the pools of `number_pools` in equal parts, else few would be short."""
     return numbers.choice(numbers.choice(pools))
 
 
 def number_pools(split: Split) -> tuple[list[tuple[int, int]], ...]:
-    """Pairs with none, one, or two numbers of two digits; a split may lack a pool of few pairs."""
+    """Pairs with none, with one, and twice those with two numbers of two digits; a split may lack a
+    pool of few pairs."""
     small, large = range(10), range(10, 100)
     pools = (
         pairs_of(split, small, small),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,13 +63,15 @@ class HubFiles(Protocol):
 class TaskContext:
     """Where tasks find their material. Only what a mixture needs has to be given.
 
-    offline_documents: a fresh iterable of the training shards' documents at each call. texts: what
+    source: the source of the model's training text. offline_documents: a fresh iterable of the
+    training shards' documents at each call; None where the source has texts alone. texts: what
     words are taken from, the model's own training text; the offline documents where it is None.
     corpus_digest: identifies both, and enters the digest of every task that reads them. Documents
     and words are read once and kept.
     """
 
     hub: HubFiles | None = None
+    source: str | None = None
     offline_documents: Callable[[], Iterable[Document]] | None = None
     texts: Callable[[], Iterable[str]] | None = None
     corpus_digest: str | None = None
@@ -89,6 +90,15 @@ class TaskContext:
     def documents(self) -> tuple[Document, ...]:
         """The offline documents. Raises TaskError where the context has none."""
         return self._documents
+
+    def require_documents(self, task: str) -> None:
+        """Raises TaskError where the model's source does not say what its texts document."""
+        if self.offline_documents is None:
+            raise TaskError(
+                f"task {task!r} is made from documentation, and source {self.source!r} of this model has no "
+                "offline documents, only texts. Take source 'offline' in the recipe's data section, or "
+                "another task (the hub has mmlu and arc_easy)"
+            )
 
     def words(self) -> tuple[str, ...]:
         """Lower-case words of 3–15 letters in the model's own training text, the commonest first.
@@ -123,7 +133,7 @@ class TaskContext:
     @cached_property
     def _documents(self) -> tuple[Document, ...]:
         if self.offline_documents is None:
-            raise TaskError("no offline documents here: ingest the shards of source 'offline' first")
+            raise TaskError("no offline documents here: source 'offline' has them")
         return tuple(self.offline_documents())
 
     @cached_property
@@ -144,13 +154,3 @@ class TaskContext:
         if self.texts is not None:
             return self.texts()
         return (document.text for document in self.documents())
-
-
-def read_texts(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """The `text` column of shards (parquet) of any source, in order."""
-    import pyarrow.parquet as pq
-
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["text"], batch_size=256):
-                yield from batch.column("text").to_pylist()

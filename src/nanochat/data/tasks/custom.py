@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from nanochat.data.conversations import Conversation, read_conversations, require_valid
-from nanochat.data.tasks.context import TaskContext
+from nanochat.data.tasks.context import TaskContext, TaskError
 from nanochat.data.tasks.splits import Split
 from nanochat.data.tasks.task import Task, choose_rows
 from nanochat.store.digests import digest_file
@@ -25,24 +25,29 @@ def custom_task(name: str) -> Task:
     path = custom_path(name)
     return Task(
         name=name,
-        version=1,
-        generate=partial(_generate, name, path),
-        inputs=partial(_inputs, path),
+        version=2,
+        generate=partial(_generate, path),
+        inputs=partial(_inputs, name, path),
+        check=lambda context: require_valid(path),
         finite=True,
     )
 
 
 def _generate(
-    name: str, path: Path, context: TaskContext, split: Split, rows: int | None, seed: int
+    path: Path, context: TaskContext, split: Split, rows: int | None, seed: int
 ) -> Iterator[Conversation]:
     if split != "train":
         return
-    require_valid(path)
     conversations = list(read_conversations(path))
-    for index in choose_rows(name, split, seed, len(conversations), rows):
+    # Not the path: the same file elsewhere is the same task.
+    for index in choose_rows(PREFIX, split, seed, len(conversations), rows):
         yield conversations[index]
 
 
-def _inputs(path: Path, context: TaskContext) -> dict[str, str]:
-    require_valid(path)
+def _inputs(name: str, path: Path, context: TaskContext) -> dict[str, str]:
+    """Of any file, right or wrong: its lines are looked at once, by `check`, and not for every plan."""
+    if not path.is_file():
+        raise TaskError(
+            f"task {name!r}: {path.absolute()} is no file. Correct the path in the recipe's mixture"
+        )
     return {"file": digest_file(path)}

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from nanochat.data.conversations import Conversation, exchange
+from nanochat.data.questions import Question
 from nanochat.data.tasks.context import Document, TaskContext, TaskError
 from nanochat.data.tasks.spelling import corpus_inputs
 from nanochat.data.tasks.splits import Split, split_of_module
-from nanochat.data.tasks.task import generated
+from nanochat.data.tasks.task import Task, generated
 
 _MAX_CHARS = 160
 _MIN_WORDS = 4
@@ -77,8 +79,26 @@ def _generate(
         yield exchange(numbers.choice(templates).format(name=name), sentence)
 
 
-def _inputs(context: TaskContext) -> dict[str, str]:
-    return corpus_inputs("docstring_chat", context)
+def _inputs(task: str, context: TaskContext) -> dict[str, str]:
+    context.require_documents(task)
+    return corpus_inputs(task, context)
 
 
-DOCSTRING_CHAT = generated(name="docstring_chat", version=1, make=_generate, inputs=_inputs)
+def document_task(
+    name: str,
+    version: int,
+    make: Callable[[TaskContext, Split, int, random.Random], Iterator[Conversation]],
+    questions: Callable[[TaskContext, Split], list[Question]] | None = None,
+) -> Task:
+    """A task that is made from the offline documents."""
+    return generated(
+        name=name,
+        version=version,
+        make=make,
+        inputs=partial(_inputs, name),
+        questions=questions,
+        check=lambda context: context.require_documents(name),
+    )
+
+
+DOCSTRING_CHAT = document_task("docstring_chat", 1, _generate)

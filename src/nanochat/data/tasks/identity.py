@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nanochat.data.conversations import Conversation, Message, read_conversations, require_valid
+from nanochat.data.conversations import Conversation, read_conversations, require_valid
 from nanochat.data.tasks.context import TaskContext
 from nanochat.data.tasks.name_paraphrases import holds_held_out_question
 from nanochat.data.tasks.splits import Split
@@ -88,9 +88,7 @@ def _contracted(question: str, numbers: random.Random) -> str:
 
 
 def _read(context: TaskContext) -> list[Conversation]:
-    path = context.require_identity()
-    require_valid(path)
-    return list(read_conversations(path))
+    return list(read_conversations(context.require_identity()))
 
 
 def _generate(context: TaskContext, split: Split, rows: int | None, seed: int) -> Iterator[Conversation]:
@@ -120,18 +118,15 @@ def _generate_small(
         )
 
 
-def questions_of(conversation: Conversation) -> list[str]:
-    """What the user says in it."""
-    return [message.text for message in conversation.messages if _is_user(message)]
-
-
-def _is_user(message: Message) -> bool:
-    return message.role == "user"
+def _check(context: TaskContext) -> None:
+    require_valid(context.require_identity())
 
 
 def _inputs(context: TaskContext) -> dict[str, str]:
     return {"file": digest_file(context.require_identity())}
 
 
-IDENTITY = Task(name="identity", version=1, generate=_generate, inputs=_inputs, finite=True)
-IDENTITY_SMALL = generated(name="identity_small", version=1, make=_generate_small, inputs=_inputs)
+IDENTITY = Task(name="identity", version=1, generate=_generate, inputs=_inputs, check=_check, finite=True)
+IDENTITY_SMALL = generated(
+    name="identity_small", version=1, make=_generate_small, inputs=_inputs, check=_check
+)

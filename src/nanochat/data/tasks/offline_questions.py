@@ -4,7 +4,8 @@ Facts are out of reach of a model of a million parameters, so these ask for read
 documentation is quoted, and one of the choices is a word of it. The other choices are words of
 other sentences, drawn in the same way, so that neither frequency nor length gives the answer away.
 MMLU's stand-in quotes up to ten words and has four choices, ARC-Easy's two to four words and three
-choices. Questions for testing come from modules that no training question quotes.
+choices. Questions for testing come from modules that no training question quotes, and a sentence
+that stands in several modules is quoted in one split alone.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from functools import partial
 from nanochat.data.conversations import Conversation
 from nanochat.data.questions import Question, to_conversation
 from nanochat.data.tasks.context import TaskContext, TaskError
-from nanochat.data.tasks.docstring_chat import documented
-from nanochat.data.tasks.spelling import corpus_inputs
-from nanochat.data.tasks.splits import Split
-from nanochat.data.tasks.task import Task, generated, generator_of
+from nanochat.data.tasks.docstring_chat import document_task, documented
+from nanochat.data.tasks.splits import SPLITS, Split
+from nanochat.data.tasks.task import Task, generator_of
 
 # Words that every sentence has are no choice; rarer ones are several tokens of a small vocabulary.
 _COMMONEST, _RAREST = 40, 1_500
@@ -61,9 +61,15 @@ class _Sentence:
 
 
 def _sentences(context: TaskContext, split: Split) -> list[_Sentence]:
+    """The sentences of a split's modules, each once; training has first claim to a sentence."""
     eligible = frozenset(context.words()[_COMMONEST:_RAREST]) - _FRAME
+    earlier = SPLITS[: SPLITS.index(split)]
+    taken = {text.casefold() for other in earlier for _, text in documented(context, other)}
     found = []
     for document, text in documented(context, split):
+        if text.casefold() in taken:
+            continue
+        taken.add(text.casefold())
         words = tuple(text.split(" "))
         # Not the first word: with its capital it is another token than the choice.
         places = tuple(
@@ -135,13 +141,7 @@ def _questions(form: _Form, context: TaskContext, split: Split) -> list[Question
 
 
 def _task(form: _Form) -> Task:
-    return generated(
-        name=form.task,
-        version=1,
-        make=partial(_generate, form),
-        inputs=partial(corpus_inputs, form.task),
-        questions=partial(_questions, form),
-    )
+    return document_task(form.task, 2, partial(_generate, form), partial(_questions, form))
 
 
 OFFLINE_MMLU = _task(

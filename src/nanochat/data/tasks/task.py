@@ -26,7 +26,8 @@ class Task:
 
     generate(context, split, rows, seed) yields conversations; rows None means all there are, which
     only a `finite` task has, and one that has fewer yields fewer. inputs(context) identifies by
-    digests what it reads. version: raised by hand when the same inputs give other rows.
+    digests what it reads. check(context) says what is wrong with it before anything is made (raises
+    TaskError or ConversationError). version: raised by hand when the same inputs give other rows.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Task:
     generate: Callable[[TaskContext, Split, int | None, int], Iterator[Conversation | RowProblem]]
     inputs: Callable[[TaskContext], dict[str, str]]
     questions: Callable[[TaskContext, Split], list[Question]] | None = None
+    check: Callable[[TaskContext], None] = lambda context: None
     finite: bool = False
 
 
@@ -44,6 +46,7 @@ def generated(
     make: Callable[[TaskContext, Split, int, random.Random], Iterator[Conversation]],
     inputs: Callable[[TaskContext], dict[str, str]],
     questions: Callable[[TaskContext, Split], list[Question]] | None = None,
+    check: Callable[[TaskContext], None] = lambda context: None,
 ) -> Task:
     """A task without an end: make(context, split, rows, random numbers) yields as many as asked for."""
 
@@ -51,7 +54,9 @@ def generated(
         assert rows is not None, "a task without an end is asked for a number of rows"
         return make(context, split, rows, generator_of(name, split, seed))
 
-    return Task(name=name, version=version, generate=generate, inputs=inputs, questions=questions)
+    return Task(
+        name=name, version=version, generate=generate, inputs=inputs, questions=questions, check=check
+    )
 
 
 def no_inputs(context: TaskContext) -> dict[str, str]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from standins.task_rows import load_task
 
 from nanochat.data.conversations import Message, Part, problem
 from nanochat.data.questions import render
 from nanochat.data.stage_data import StoredHub
-from nanochat.data.tasks import RowProblem, TaskContext, TaskError, find_task, load_questions, load_task
+from nanochat.data.tasks import RowProblem, TaskContext, TaskError, find_task, load_questions
 from nanochat.data.tasks.gsm8k import answer_parts
 from nanochat.store import FileStore
 

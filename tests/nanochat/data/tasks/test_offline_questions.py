@@ -4,9 +4,10 @@ import re
 from collections import Counter
 
 import pytest
+from standins.task_rows import load_task
 
-from nanochat.data.tasks import TaskContext, TaskError, load_questions, load_task
-from nanochat.data.tasks.docstring_chat import first_sentence
+from nanochat.data.tasks import TaskContext, TaskError, load_questions
+from nanochat.data.tasks.docstring_chat import documented, first_sentence
 from nanochat.data.tasks.splits import split_of_module
 
 TASKS = ["offline_mmlu", "offline_arc_easy"]
@@ -44,6 +45,26 @@ def test_questions_for_testing_quote_modules_that_training_never_quotes(
         modules[split] = {question.id.split("/")[3].split(".")[0] for question in questions}
         assert {split_of_module(module) for module in modules[split]} == {split}
     assert not modules["train"] & modules["test"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_sentence_that_stands_in_several_modules_is_quoted_in_one_split(
+    name: str, context: TaskContext
+) -> None:
+    sentences: dict[str, list[str]] = {}
+    for document in context.documents():
+        where = f"{document.module}.{document.name}" if document.name else document.module
+        sentence = first_sentence(document.text)
+        if sentence:
+            sentences.setdefault(where, []).append(sentence.casefold())
+    standing = {split: set[str]() for split in ("train", "validation", "test")}
+    for split in standing:
+        for _, sentence in documented(context, split):
+            standing[split].add(sentence.casefold())
+    assert standing["train"] & standing["test"], "without any the test says nothing"
+    for question in load_questions(name, split="test", context=context):
+        where = question.id.split("/", 3)[3]
+        assert not set(sentences[where]) <= standing["train"] | standing["validation"]
 
 
 @pytest.mark.parametrize("name", TASKS)
