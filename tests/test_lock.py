@@ -168,7 +168,7 @@ def _wanted(requirement: Requirement, extras: set[str] | frozenset[str] = frozen
 
 
 # Distributions that another one brings at its own version.
-COMES_WITH = {"dagster-pipes": "dagster", "pydantic-monty-client": "pydantic-monty"}
+COMES_WITH = {"dagster-pipes": "dagster", "botocore": "boto3", "pydantic-monty-client": "pydantic-monty"}
 # Needed without being imported: commands, or a version held back.
 NOT_IMPORTED = {"dagster-dg-cli", "dagster-webserver", "click"}
 
