@@ -9,6 +9,9 @@ from nanochat.recipes import Model, parameters
 
 BYTES_FLOAT32 = 4
 BYTES_BFLOAT16 = 2
+# Logits that `nanochat.model.loss` makes at once: about 4 MB on a CPU (its cache), 1 GB on a GPU
+# (enough work for every kernel).
+LOSS_CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28, "mps": 1 << 24}
 
 
 def matmul_parameters(model: Model, vocab_size: int) -> int:
@@ -29,20 +32,23 @@ def kv_bytes_per_token(model: Model, bytes_per_value: int = BYTES_BFLOAT16) -> i
 
 
 def training_memory_bytes(model: Model, vocab_size: int, device_batch_rows: int) -> int:
-    """Rough peak memory of one training process.
+    """Rough peak memory of one training process on a GPU.
 
     fp32 weights, gradients, and optimizer state: one buffer for Muon's matrices, two for AdamW's
     tables. Activations in bf16 with nothing recomputed: about 34 width-sized values a token and
     layer (Korthikanti et al. 2022, arXiv:2205.05198, with the 4x MLP and without dropout), halved
-    by fused attention, and the logits of one loss chunk.
+    by fused attention. The loss: of a chunk's logits two fp32 buffers and one in bf16, the head in
+    bf16, and its gradient in fp32 and, a chunk's, in bf16.
     """
     total = parameters(model, vocab_size)
     tables = 2 * vocab_size * model.width
     weights = BYTES_FLOAT32 * (2 * total + (total - tables) + 2 * tables)
     tokens = device_batch_rows * model.context
     activations = tokens * model.width * (17 * model.depth + 4) * BYTES_BFLOAT16
-    logits = 512 * vocab_size * BYTES_FLOAT32 * 2
-    return weights + activations + logits
+    logits = min(LOSS_CHUNK_LOGITS["cuda"], tokens * vocab_size)
+    loss = logits * (2 * BYTES_FLOAT32 + BYTES_BFLOAT16)
+    loss += vocab_size * model.width * (BYTES_FLOAT32 + 2 * BYTES_BFLOAT16)
+    return weights + activations + loss
 
 
 def checkpoint_bytes(model: Model, vocab_size: int) -> int:

@@ -6,6 +6,7 @@ fingerprint and says what it needs, and gives everything else.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,17 +19,18 @@ from nanochat.recipes import Ingredient, Recipe, parameters
 from nanochat.stages import StageState, resolve
 from nanochat.store import ObjectStore
 from nanochat.store.documents import Document
+from nanochat.store.objects import ObjectNotFound
 
-# Rows of a task where the recipe says "all", and tokens of an average conversation, for estimates
-# before the mixture is written. Rows are the published sizes of the training splits.
+# Rows of a task where the recipe says "all" (the published sizes of the training splits), and tokens of
+# an average conversation: for estimates before the mixture is written.
 TASK_ROWS: Mapping[str, int] = {
     "smoltalk": 460_341,
     "mmlu_auxiliary_train": 99_842,
     "gsm8k": 7_473,
     "arc_easy": 2_251,
     "arc_challenge": 1_119,
-    "identity": 200,
 }
+UNKNOWN_TASK_ROWS = 1_000
 TOKENS_PER_CONVERSATION = 400
 # Characters of a shard of karpathy/fineweb-edu-100b-shuffle, and its size on disk (nanochat's
 # documentation of the data set: ~250M characters, ~100 MB compressed).
@@ -117,7 +119,7 @@ def plan_stage(
 ) -> StagePlan:
     """The plan of one stage."""
     state = states[stage]
-    steps, tokens, estimated = _work(recipe, stage, states)
+    steps, tokens, estimated = _work(recipe, stage, states, store)
     flops = hours = None
     memory = disk = None
     if tokens is not None:
@@ -160,41 +162,73 @@ def _shard_bytes(recipe: Recipe) -> int:
 
 
 def _work(
-    recipe: Recipe, stage: str, states: Mapping[str, StageState]
+    recipe: Recipe, stage: str, states: Mapping[str, StageState], store: ObjectStore
 ) -> tuple[int | None, int | None, tuple[str, ...]]:
     """Steps and tokens of a training stage, and which of them are guesses. (None, None) for others."""
     if stage == "base":
         return recipe.base.steps, recipe.base.steps * recipe.base.batch_tokens, ()
+    data, tokenizer = states.get(f"{stage}_data"), states.get("tokenizer")
     if stage == "midtrain" and recipe.midtrain:
-        section = recipe.midtrain
-        if section.steps:
-            return section.steps, section.steps * section.batch_tokens, ()
-        tokens, guessed = _mixture_tokens(section.mixture, states.get("midtrain_data"))
-        return max(1, tokens // section.batch_tokens), tokens, ("steps", "tokens") if guessed else ()
+        midtrain = recipe.midtrain
+        if midtrain.steps:
+            return midtrain.steps, midtrain.steps * midtrain.batch_tokens, ()
+        counted = counted_tokens(store, data, tokenizer)
+        tokens = counted or _guessed_tokens(midtrain.mixture, data)
+        # How full the rows will be is known when they are packed.
+        guesses = ("steps",) if counted else ("steps", "tokens")
+        return math.ceil(tokens / midtrain.batch_tokens), tokens, guesses
     if stage == "sft" and recipe.sft:
-        section_sft = recipe.sft
-        rows = _rows(section_sft.mixture, states.get("sft_data"))
-        steps = section_sft.steps or max(1, rows // section_sft.batch_rows)
-        tokens, guessed = _mixture_tokens(section_sft.mixture, states.get("sft_data"))
-        seen = int(tokens * steps * section_sft.batch_rows / max(1, rows))
-        return steps, seen, ("steps", "tokens") if guessed else ()
+        sft = recipe.sft
+        known = _counted_rows(data)
+        rows = known or mixture_rows(sft.mixture)
+        steps = sft.steps or math.ceil(rows / sft.batch_rows)
+        counted = counted_tokens(store, data, tokenizer)
+        tokens = counted or _guessed_tokens(sft.mixture, data)
+        guessed = {"steps": not (sft.steps or known), "tokens": not (counted and known)}
+        seen = round(tokens * steps * sft.batch_rows / rows)
+        return steps, seen, tuple(name for name, is_guess in guessed.items() if is_guess)
     return None, None, ()
 
 
 def mixture_rows(mixture: tuple[Ingredient, ...]) -> int:
     """Conversations of one pass, where "all" is the published size of the task."""
-    return sum((part.rows or TASK_ROWS.get(part.task, 1_000)) * part.repeat for part in mixture)
+    return sum((part.rows or _task_rows(part.task)) * part.repeat for part in mixture)
 
 
-def _rows(mixture: tuple[Ingredient, ...], data: StageState | None) -> int:
-    """Conversations of one pass: counted where the mixture is written, else estimated."""
-    if data and data.receipt and "rows" in data.receipt.metrics:
-        return int(data.receipt.metrics["rows"])
-    return mixture_rows(mixture)
+def _task_rows(task: str) -> int:
+    # Only now that it is needed: what makes the data takes a third of a second to load.
+    from nanochat.data.stage_data import identity_path
+
+    if task == "identity" and identity_path().is_file():
+        with identity_path().open(encoding="utf-8") as file:
+            return sum(1 for _ in file)
+    return TASK_ROWS.get(task, UNKNOWN_TASK_ROWS)
 
 
-def _mixture_tokens(mixture: tuple[Ingredient, ...], data: StageState | None) -> tuple[int, bool]:
+def token_count_key(train_key: str, tokenizer_fingerprint: str) -> str:
+    """Where the tokens of a stage's ``train.jsonl`` are kept, as counted with one tokenizer."""
+    return f"{train_key}.tokens/{tokenizer_fingerprint[:12]}.json"
+
+
+def counted_tokens(store: ObjectStore, data: StageState | None, tokenizer: StageState | None) -> int | None:
+    """Tokens of the training conversations, where the store has them counted."""
+    if not (data and data.receipt and tokenizer and tokenizer.fingerprint):
+        return None
+    key = token_count_key(data.receipt.output("train.jsonl").key, tokenizer.fingerprint)
+    try:
+        return int(json.loads(store.get(key))["tokens"])
+    except ObjectNotFound:
+        return None
+
+
+def _counted_rows(data: StageState | None) -> int | None:
+    """Conversations of one pass, where the mixture is written."""
+    rows = data.receipt.metrics.get("rows") if data and data.receipt else None
+    return int(rows) if rows else None
+
+
+def _guessed_tokens(mixture: tuple[Ingredient, ...], data: StageState | None) -> int:
     if data and data.receipt and "characters" in data.receipt.metrics:
         # 3.3 characters a token lies between the quick tokenizer (2.8) and a large one (4.2).
-        return math.ceil(data.receipt.metrics["characters"] / 3.3), True
-    return mixture_rows(mixture) * TOKENS_PER_CONVERSATION, True
+        return math.ceil(data.receipt.metrics["characters"] / 3.3)
+    return mixture_rows(mixture) * TOKENS_PER_CONVERSATION

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nanochat import costs
 from nanochat.recipes import (
     Recipe,
     RecipeError,
@@ -102,9 +105,79 @@ def test_an_unknown_model_is_named_with_those_there_are() -> None:
         load_recipes()["d99"]
 
 
-def test_depth_zero_makes_no_recipe() -> None:
-    with pytest.raises(RecipeError, match="depth"):
-        from_depth(0)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 0}, "recipe 'd0': depth: must be an even number from 2 on"),
+        ({"depth": 7}, "recipe 'd7': depth: must be an even number from 2 on"),
+        ({"depth": "4"}, "recipe 'd4': depth: must be an even number from 2 on"),
+        ({"depth": 4, "vocab_size": 12}, "recipe 'd4': vocab_size: "),
+        ({"depth": 4, "vocab_size": "many", "name": "mine"}, "recipe 'mine': vocab_size: "),
+        ({"depth": 4, "gpus": 0}, "recipe 'd4': gpus: "),
+    ],
+)
+def test_what_makes_no_model_is_refused_naming_recipe_and_field(arguments: Any, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        from_depth(**arguments)
+    assert str(error.value).startswith(message)
+
+
+def test_a_mistake_inside_a_users_file_is_reported_with_that_files_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text("from nanochat.recipes import from_depth\n\nRECIPES = [from_depth(7)]\n")
+    assert "odd.py:3" in load_recipes(path).errors[0]
+    path.write_text("RECIPES = [\n")
+    assert "odd.py:1" in load_recipes(path).errors[0]
+
+
+@pytest.mark.parametrize("depth", range(2, 34, 2))
+def test_heads_are_128_wide_at_every_depth(depth: int) -> None:
+    assert from_depth(depth).model.head_dim == 128
+
+
+def shipped() -> list[Any]:
+    return [pytest.param(recipe, id=name) for name, recipe in named_recipes().items()]
+
+
+@pytest.mark.parametrize("recipe", shipped())
+def test_a_shipped_recipe_fits_the_memory_that_it_asks_for(recipe: Recipe) -> None:
+    hardware = recipe.hardware
+    needed = costs.training_memory_bytes(
+        recipe.model, recipe.tokenizer.vocab_size, hardware.device_batch_rows
+    )
+    assert needed <= hardware.min_gpu_memory_gib * 2**30
+
+
+@pytest.mark.parametrize("recipe", shipped())
+def test_a_shipped_recipe_keeps_several_checkpoints_of_every_stage(recipe: Recipe) -> None:
+    """A pass over the published mixtures is some 800 and 700 steps; none of it is lost whole."""
+    assert recipe.midtrain is not None
+    assert recipe.sft is not None
+    stages = [
+        (recipe.base, recipe.base.steps),
+        (recipe.midtrain, recipe.midtrain.steps or 800),
+        (recipe.sft, recipe.sft.steps or 700),
+    ]
+    for section, steps in stages:
+        assert steps / section.checkpoint_every >= 2
+        assert steps / section.eval_every >= 2
+
+
+def test_midtraining_from_depth_has_base_rates_and_momentum_and_fine_tuning_the_published_ones() -> None:
+    recipe = from_depth(4)
+    assert recipe.midtrain is not None
+    assert recipe.sft is not None
+    assert recipe.midtrain.optimizer == recipe.base.optimizer
+    fine = recipe.sft.optimizer
+    assert (fine.lr_factor, fine.muon_momentum_start, fine.muon_momentum_end) == (0.02, 0.95, 0.95)
+    assert recipe.sft.schedule.warmdown == 1.0
+
+
+def test_a_threshold_of_bits_per_byte_is_there_where_a_figure_is_known() -> None:
+    recipes = {name: recipe.evaluation.max_val_bpb for name, recipe in named_recipes().items()}
+    assert [name for name, most in recipes.items() if most is None] == ["d4", "d12"]
+    assert recipes["quick"] == 1.6
+    assert from_depth(24, source="climbmix").evaluation.max_val_bpb is None
 
 
 def test_a_stage_can_be_switched_off() -> None:

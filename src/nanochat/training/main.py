@@ -392,7 +392,7 @@ class _Run:
             "samples": findings.samples,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 2),
-            "attempts": [attempt.model_dump(mode="json") for attempt in attempts],
+            "attempts": [work.model_dump(mode="json") for work in attempts if work.seconds is not None],
             "warnings": self.warnings,
             "hardware": {
                 "device": self.device.type,
