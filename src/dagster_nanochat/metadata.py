@@ -10,6 +10,7 @@ import dagster as dg
 
 from nanochat.export.curves import CURVE, receipt_curve_png
 from nanochat.export.markdown import table
+from nanochat.export.report import total_seconds
 from nanochat.store import ObjectStore
 from nanochat.store.receipts import Receipt
 
@@ -35,7 +36,7 @@ def receipt_metadata(store: ObjectStore, receipt: Receipt, *, model: str, reused
         "reused": reused,
         "fingerprint": receipt.fingerprint[:12],
         "receipt": receipt.digest()[:12],
-        "seconds": receipt.seconds,
+        "seconds": total_seconds(receipt),
         "dollars": receipt.dollars,
         "metrics": dg.MetadataValue.md(metrics_table(receipt.metrics)),
         "outputs": dg.MetadataValue.md(
@@ -51,6 +52,10 @@ def receipt_metadata(store: ObjectStore, receipt: Receipt, *, model: str, reused
     }
     if curve:
         metadata["loss_curve"] = picture(curve, "loss curve")
+    if len(receipt.attempts) > 1:
+        metadata["attempts"] = dg.MetadataValue.md(
+            table([attempt.model_dump(mode="json") for attempt in receipt.attempts])
+        )
     if receipt.samples:
         metadata["samples"] = dg.MetadataValue.md(table(receipt.samples))
     for name, rows in receipt.tables.items():

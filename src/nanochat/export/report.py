@@ -77,7 +77,7 @@ def make_report(recipe: Recipe, states: Mapping[str, StageState], store: ObjectS
 
 def _head(recipe: Recipe, states: Mapping[str, StageState]) -> str:
     receipts = [state.receipt for state in states.values() if state.receipt]
-    seconds = sum(receipt.seconds for receipt in receipts)
+    seconds = sum(total_seconds(receipt) for receipt in receipts)
     dollars = sum(receipt.dollars for receipt in receipts)
     size = parameters(recipe.model, recipe.tokenizer.vocab_size)
     return (
@@ -101,13 +101,18 @@ def _lineage(states: Mapping[str, StageState]) -> str:
                 "built from": ", ".join(
                     f"{used.stage} {used.receipt_sha256[:6]}" for used in (receipt.inputs if receipt else ())
                 ),
-                "seconds": round(receipt.seconds, 1) if receipt else "-",
+                "seconds": round(total_seconds(receipt), 1) if receipt else "-",
                 "dollars": round(receipt.dollars, 2) if receipt else "-",
                 "code": (receipt.code_revision or "-")[:10] if receipt else "-",
                 "where": _where(receipt) if receipt else "",
             }
         )
     return f"## Lineage\n\n{table(rows)}\n"
+
+
+def total_seconds(receipt: Receipt) -> float:
+    """Of all attempts at the stage, where they are told apart."""
+    return sum(attempt.seconds for attempt in receipt.attempts) or receipt.seconds
 
 
 def _where(receipt: Receipt) -> str:

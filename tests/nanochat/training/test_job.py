@@ -18,6 +18,7 @@ from nanochat.data.conversations import exchange, write_conversations
 from nanochat.data.questions import Question, write_questions
 from nanochat.store.receipts import FileRef, Receipt, write_receipt
 from nanochat.training import checkpoint as ckpt
+from nanochat.training import conversation_loader
 from nanochat.training.checkpoint import CheckpointError
 from nanochat.training.checkpoint_folders import checkpoint_prefix, drop_leftovers, list_checkpoints
 from nanochat.training.trainer import Trainer, TrainingStopped
@@ -251,6 +252,25 @@ def test_a_resumed_job_says_which_precision_it_was(
 
 def test_the_result_names_the_processor(workshop: Workshop) -> None:
     assert workshop.run(workshop.job("base")).result["hardware"]["cpu"]
+
+
+def test_a_pass_over_a_mixture_is_packed_once_for_its_steps_and_once_for_its_rows(
+    workshop: Workshop, trained_base: PutBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    original = conversation_loader.pack_best_fit
+
+    def pack(lengths: Any, *arguments: Any) -> Any:
+        packed.append(len(lengths))
+        return original(lengths, *arguments)
+
+    monkeypatch.setattr(conversation_loader, "pack_best_fit", pack)
+    recipe = workshop.recipe
+    recipe = recipe.replace(midtrain=dataclasses.replace(recipe.midtrain, steps=None, batch_tokens=16 * 32))
+    outcome = workshop.run(workshop.job("midtrain", init=trained_base(workshop), recipe=recipe))
+    assert outcome.result["metrics"]["epochs"] >= 1
+    # The last batch may begin a second pass.
+    assert len(packed) <= 3
 
 
 def test_batches_without_a_target_are_skipped_and_counted(workshop: Workshop, trained_base: PutBase) -> None:
