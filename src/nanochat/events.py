@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat.store.objects import ObjectNotFound, ObjectStore
+from nanochat.store.objects import ObjectStore
 
 Event = dict[str, Any]
 
@@ -74,19 +74,7 @@ class EventStream:
 
     def read(self, cursor: Cursor) -> tuple[list[Event], Cursor]:
         """Events after `cursor`, and the cursor behind them. No stream yet: nothing."""
-        path = self._store.local_path(self._key)
-        if path is not None:
-            try:
-                with path.open("rb") as file:
-                    file.seek(cursor.offset)
-                    data = file.read()
-            except FileNotFoundError:
-                return [], cursor
-        else:
-            try:
-                data = self._store.get(self._key)[cursor.offset :]
-            except ObjectNotFound:
-                return [], cursor
+        data = self._store.read_appended(self._key, cursor.offset)
         end = data.rfind(b"\n") + 1
         return list(_parse(data[:end])), Cursor(offset=cursor.offset + end)
 
