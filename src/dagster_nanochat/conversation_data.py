@@ -15,13 +15,10 @@ from dagster_nanochat.selection import required_recipe
 from dagster_nanochat.stage_assets import built_result, switched_off
 from nanochat.data.conversations import ConversationError, read_conversations
 from nanochat.data.hub import HubError
-from nanochat.data.identity import DataNeeded, conversation_digests, shard_digests
-from nanochat.data.stage_data import (
-    corpus_digest,
-    count_characters,
-    task_context,
-    write_stage_data,
-)
+from nanochat.data.identity import DataNeeded, conversation_digests, mixture_context
+from nanochat.data.shards import ShardError
+from nanochat.data.sources import SourceError
+from nanochat.data.stage_data import count_characters, write_stage_data
 from nanochat.data.tasks import TaskError
 from nanochat.recipes import Recipe
 from nanochat.stages import resolve
@@ -49,13 +46,12 @@ def conversation_data_result(
         raise dg.Failure(f"{stage} of {recipe.name} needs {error}", allow_retries=False) from error
 
     def make(folder: Path) -> Made:
-        digest = corpus_digest(shard_digests(opened, recipe, count=recipe.data.shards))
-        tasks = task_context(opened, recipe, corpus_digest=digest, fetch=True)
+        tasks, _ = mixture_context(opened, recipe, fetch=True)
         try:
             data = write_stage_data(
                 recipe, section, tasks, folder, lambda line: context.log.info(f"{stage}: {line}")
             )
-        except (TaskError, ConversationError) as error:
+        except (TaskError, ConversationError, ShardError, SourceError) as error:
             raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
         rows = [
             {

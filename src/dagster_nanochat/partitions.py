@@ -7,10 +7,11 @@ found through its recipe, so the lineage from shards to models is a static mappi
 from __future__ import annotations
 
 import functools
+import logging
 
 import dagster as dg
 
-from nanochat.data.sources import Source, enabled_sources, get_source
+from nanochat.data.sources import Source, enabled_sources, get_source, load_sources
 from nanochat.recipes import Recipe, RecipeBook, load_recipes
 
 
@@ -43,6 +44,14 @@ def shard_sources() -> dict[str, Source]:
     return {shard: source for source in enabled_sources() for shard in source.training_shards()}
 
 
+def _warn_of_what_is_left_out() -> None:
+    """A source or a recipe that is left out has no partition: nothing else would tell when it is looked
+    for in the UI or asked for by `dg launch`."""
+    for error in (*load_sources().errors, *recipe_book().errors):
+        logging.getLogger(__name__).warning("left out: %s", error)
+
+
+_warn_of_what_is_left_out()
 shard_partitions = dg.StaticPartitionsDefinition(list(shard_sources()))
 model_partitions = dg.StaticPartitionsDefinition(list(recipe_book().recipes))
 

@@ -8,7 +8,7 @@ from nanochat.data.mixture import ingredient_digest
 from nanochat.data.shards import Mode, ShardError, ShardRecord, require_shards
 from nanochat.data.sources import get_source
 from nanochat.data.stage_data import corpus_digest, task_context
-from nanochat.data.tasks import TaskError
+from nanochat.data.tasks import TaskContext, TaskError
 from nanochat.data.tasks.context import TextNeeded
 from nanochat.recipes import Ingredient, Recipe, Sft
 from nanochat.store import ObjectStore
@@ -68,6 +68,20 @@ def conversation_files(receipt: Receipt) -> dict[str, FileRef]:
     return {file.name.removesuffix(".jsonl"): file for file in receipt.outputs}
 
 
+def mixture_context(
+    store: ObjectStore, recipe: Recipe, *, fetch: bool
+) -> tuple[TaskContext, tuple[str, ...]]:
+    """What the recipe's tasks may read, and what is missing of its training text (not every mixture
+    reads that)."""
+    digest: str | None = None
+    missing: tuple[str, ...] = ()
+    try:
+        digest = corpus_digest(shard_digests(store, recipe, count=recipe.data.shards))
+    except DataNeeded as error:
+        missing = error.needs
+    return task_context(store, recipe, corpus_digest=digest, fetch=fetch), missing
+
+
 def conversation_digests(
     store: ObjectStore, recipe: Recipe, stage: str, *, fetch: bool = False
 ) -> dict[str, str]:
@@ -77,13 +91,7 @@ def conversation_digests(
     """
     section = recipe.midtrain if stage == "midtrain" else recipe.sft
     assert section is not None
-    digest: str | None = None
-    missing_text: tuple[str, ...] = ()
-    try:
-        digest = corpus_digest(shard_digests(store, recipe, count=recipe.data.shards))
-    except DataNeeded as error:
-        missing_text = error.needs
-    context = task_context(store, recipe, corpus_digest=digest, fetch=fetch)
+    context, missing_text = mixture_context(store, recipe, fetch=fetch)
     tasks = list(section.mixture)
     if isinstance(section, Sft):
         asked = (section.mmlu_task, section.arc_easy_task)
@@ -99,7 +107,7 @@ def conversation_digests(
             needs.append(str(error))
     if isinstance(section, Sft) and section.skills:
         needs += missing_text
-        digests["skills"] = digest or ""
+        digests["skills"] = context.corpus_digest or ""
     if needs:
         raise DataNeeded(needs)
     return digests

@@ -1,8 +1,9 @@
 """Ingestion: verified shards, their word counts, and the validation shard."""
 
 import dataclasses
+import enum
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -16,13 +17,26 @@ from dagster_nanochat.shard_checks import shard_evaluation
 from dagster_nanochat.views import data_folder, show_file
 from nanochat.data.counts import ensure_counts
 from nanochat.data.hub import HubError
-from nanochat.data.shards import ShardRecord, ingest_shards
-from nanochat.data.sources import SourceError, enabled_sources, get_source
+from nanochat.data.shards import IngestReport, ShardError, ShardRecord, ingest_shards
+from nanochat.data.sources import Source, SourceError, enabled_sources, get_source
 from nanochat.recipes import Tokenizer
-from nanochat.store import ObjectStore
+from nanochat.store import ObjectStore, StoreError
+from nanochat.store.digests import digest_json
+from nanochat.store.documents import DocumentError
 from nanochat.tokenizer_training import counting_digest
 
 TRAINING_FILES, WORD_COUNTS = dg.AssetKey("training_files"), dg.AssetKey("shard_word_counts")
+
+
+# What keeps a whole source from being ingested; what keeps a single shard is in the report.
+_SOURCE_FAILS = (SourceError, ShardError, DocumentError, HubError, StoreError)
+
+
+class IngestMode(enum.Enum):
+    """See `nanochat.data.shards`."""
+
+    copy = "copy"
+    reference = "reference"
 
 
 class IngestConfig(dg.Config):
@@ -33,11 +47,26 @@ class IngestConfig(dg.Config):
     refresh: bool = Field(
         default=False, description="First take the source's newest revision (it is pinned otherwise)"
     )
-    mode: str | None = Field(
-        default=None,
-        description="copy: bytes into the store; reference: record what the hub says. Default: copy under "
-        "the local launcher",
+    mode: IngestMode = Field(
+        default=IngestMode.copy,
+        description="copy: bytes into the store. reference: record only what the hub says of them; counting "
+        "and training on this machine need a copy",
     )
+
+    def ingest(
+        self, store: ObjectStore, source: Source, shards: list[str], on_landed: Callable[[ShardRecord], None]
+    ) -> IngestReport:
+        """Raises `_SOURCE_FAILS`."""
+        return ingest_shards(
+            store,
+            source,
+            shards,
+            threads=self.threads,
+            mode=self.mode.value,
+            on_landed=on_landed,
+            force=self.force,
+            refresh=self.refresh,
+        )
 
 
 @dg.multi_asset(
@@ -82,7 +111,7 @@ def ingested_shards(
     if failed:
         raise dg.Failure(
             f"{len(failed)} of {len(shards)} shards failed: "
-            + "; ".join(f"{shard}: {reason}" for shard, reason in list(failed.items())[:10])
+            + "; ".join(f"{shard}: {reason.rstrip('.')}" for shard, reason in list(failed.items())[:10])
             + (f"; and {len(failed) - 10} more" if len(failed) > 10 else "")
             + ". Run the same range again: only what failed is done.",
             allow_retries=False,
@@ -98,17 +127,10 @@ def _ingest(
         mine = [shard for shard in shards if shard_sources()[shard].name == source.name]
         context.log.info(f"{source.name}: {len(mine)} shards asked for")
         try:
-            report = ingest_shards(
-                store,
-                source,
-                mine,
-                threads=config.threads,
-                mode="reference" if config.mode == "reference" else "copy",
-                on_landed=lambda record: _landed(context, store, record, new=True),
-                force=config.force,
-                refresh=config.refresh,
+            report = config.ingest(
+                store, source, mine, lambda record: _landed(context, store, record, new=True)
             )
-        except (SourceError, HubError) as error:
+        except _SOURCE_FAILS as error:
             failed |= dict.fromkeys(mine, str(error))
             continue
         for record in report.skipped:
@@ -123,10 +145,10 @@ def _ingest(
 
 def _landed(context: dg.AssetExecutionContext, store: ObjectStore, record: ShardRecord, *, new: bool) -> None:
     """Show a shard: its view in data/raw, a materialization, and the check's evaluation."""
-    if not new and _is_recorded(context, record):
-        return
     if record.mode == "copy":
         show_file(store, record.file, data_folder(store) / "raw" / f"{record.shard}.parquet")
+    if not new and _is_recorded(context, TRAINING_FILES, record.shard, record.sha256):
+        return
     context.log_event(
         dg.AssetMaterialization(
             asset_key=TRAINING_FILES,
@@ -155,13 +177,15 @@ def _landed(context: dg.AssetExecutionContext, store: ObjectStore, record: Shard
     context.log_event(shard_evaluation(store, record))
 
 
-def _is_recorded(context: dg.AssetExecutionContext, record: ShardRecord) -> bool:
-    """Whether Dagster's history has this very shard already: a second run adds no event."""
-    event = context.instance.get_latest_data_version_record(TRAINING_FILES, partition_key=record.shard)
+def _is_recorded(
+    context: dg.AssetExecutionContext, asset: dg.AssetKey, shard: str, data_version: str
+) -> bool:
+    """Whether Dagster's history has this very version already: a second run adds no event."""
+    event = context.instance.get_latest_data_version_record(asset, partition_key=shard)
     materialization = event.asset_materialization if event else None
     return (
         materialization is not None
-        and (materialization.tags or {}).get("dagster/data_version") == record.sha256
+        and (materialization.tags or {}).get("dagster/data_version") == data_version
     )
 
 
@@ -174,7 +198,8 @@ class _Counting:
 
 
 def _countings(shards: list[str]) -> list[_Counting]:
-    """One section per distinct (pattern, document cap) among the recipes whose tokenizer names the shard."""
+    """One section per distinct way of counting (pattern, document cap, budget of characters) among the
+    recipes whose tokenizer names the shard."""
     wanted: dict[str, dict[str, Tokenizer]] = {}
     for recipe in recipe_book().recipes.values():
         for shard in get_source(recipe.data.source).training_shards()[: recipe.tokenizer.shards]:
@@ -192,12 +217,14 @@ def _count(context: dg.AssetExecutionContext, store: ObjectStore, shards: list[s
             results = [
                 ensure_counts(store, source.name, counting.shard, section) for section in counting.sections
             ]
-        except ValueError as error:
+        except (ValueError, OSError, StoreError) as error:
             failed[counting.shard] = str(error)
             continue
-        if not any(result.new for result in results):
+        new = any(result.new for result in results)
+        counted += new
+        version = digest_json({result.key: result.shard_sha256 for result in results})
+        if not new and _is_recorded(context, WORD_COUNTS, counting.shard, version):
             continue
-        counted += 1
         context.log_event(
             dg.AssetMaterialization(
                 asset_key=WORD_COUNTS,
@@ -209,6 +236,7 @@ def _count(context: dg.AssetExecutionContext, store: ObjectStore, shards: list[s
                     "unique_words": results[0].unique_words,
                     "seconds": round(time.monotonic() - start, 2),
                 },
+                tags={"dagster/data_version": version},
             )
         )
     context.log.info(f"word counts: {counted} shards counted")
@@ -225,15 +253,8 @@ def validation_files(
     source = get_source(recipe.data.source)
     shard = source.validation_shard()
     try:
-        report = ingest_shards(
-            opened,
-            source,
-            [shard],
-            threads=1,
-            mode="reference" if config.mode == "reference" else "copy",
-            force=config.force,
-        )
-    except (SourceError, HubError) as error:
+        report = config.ingest(opened, source, [shard], lambda record: None)
+    except _SOURCE_FAILS as error:
         raise dg.Failure(f"validation shard {shard} of {source.name}: {error}") from error
     if report.failed:
         raise dg.Failure(f"validation shard {shard} of {source.name}: {report.failed[shard]}")

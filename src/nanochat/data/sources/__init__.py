@@ -8,8 +8,10 @@ with a ``text`` column as ``folder:<name>=<path>``::
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from nanochat.data.sources.base import PinnedSource, ShardLocation, Source, SourceError
@@ -24,9 +26,11 @@ __all__ = [
     "PinnedSource",
     "ShardLocation",
     "Source",
+    "SourceBook",
     "SourceError",
     "enabled_sources",
     "get_source",
+    "load_sources",
 ]
 
 _OPTIONAL: dict[str, Source] = {CLIMBMIX.name: CLIMBMIX}
@@ -35,24 +39,48 @@ _RESERVED = frozenset({"offline", "fineweb-edu", "shard", *_OPTIONAL})
 _FOLDER = re.compile(r"folder:(?P<name>[a-z0-9][a-z0-9.-]{0,39})=(?P<path>.+)")
 
 
-def enabled_sources() -> tuple[Source, ...]:
-    """The sources that are on, in partition order. Raises SourceError naming a wrong entry."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceBook:
+    """The usable sources by name, in partition order, and the errors of entries that were left out."""
+
+    sources: Mapping[str, Source]
+    errors: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Source:
+        if name not in self.sources:
+            hint = f" Set {SOURCES_ENV}={name} to enable it." if name in _OPTIONAL else ""
+            broken = f" Left out with errors: {' | '.join(self.errors)}" if self.errors else ""
+            raise SourceError(
+                f"unknown source {name!r}. Enabled sources: {', '.join(self.sources)}.{hint}{broken}"
+            )
+        return self.sources[name]
+
+
+def load_sources() -> SourceBook:
+    """The sources that are on. A wrong entry is left out and reported; the others load."""
     sources: dict[str, Source] = {"offline": OfflineSource(), FINEWEB_EDU.name: FINEWEB_EDU}
+    errors: list[str] = []
     for entry in filter(None, (part.strip() for part in os.environ.get(SOURCES_ENV, "").split(","))):
-        source = sources.get(entry) or _OPTIONAL.get(entry) or _folder_source(entry)
+        try:
+            source = sources.get(entry) or _OPTIONAL.get(entry) or _folder_source(entry)
+        except SourceError as error:
+            errors.append(str(error))
+            continue
         if isinstance(source, FolderSource) and source.name in sources:
-            raise SourceError(f"{SOURCES_ENV}: two folders are called {source.name!r}; rename one")
+            errors.append(f"{SOURCES_ENV}: two folders are called {source.name!r}; rename one")
+            continue
         sources[source.name] = source
-    return tuple(sources.values())
+    return SourceBook(sources=sources, errors=tuple(errors))
+
+
+def enabled_sources() -> tuple[Source, ...]:
+    """The usable sources, in partition order."""
+    return tuple(load_sources().sources.values())
 
 
 def get_source(name: str) -> Source:
     """The enabled source called `name`. Raises SourceError naming those there are."""
-    sources = {source.name: source for source in enabled_sources()}
-    if name not in sources:
-        hint = f" Set {SOURCES_ENV}={name} to enable it." if name in _OPTIONAL else ""
-        raise SourceError(f"unknown source {name!r}. Enabled sources: {', '.join(sources)}.{hint}")
-    return sources[name]
+    return load_sources()[name]
 
 
 def _folder_source(entry: str) -> FolderSource:
