@@ -372,11 +372,11 @@ def from_depth(
     6. midtraining: one pass over the mixture in batches of the same size, at base's rates with Muon's
        momentum rising anew, the last fifth linear to 0 (its mid_train.py).
     7. fine-tuning: one pass, 32 conversations a step, rates times 0.02 and linear to 0 from the start,
-       momentum constant at 0.95, Muon's default there (its chat_sft.py).
+       momentum constant at 0.95, Muon's default there (its chat_sft.py has no ramp).
     8. rows a GPU takes at once, such that `costs.training_memory_bytes` fits into the memory asked for:
        24 GiB up to d12 (32 rows up to d8, then 16), 80 GiB above (32 up to d20, 16 up to d26, then 8).
     9. checkpoints: ten in a short base, every 500 steps in a long one; every 100 steps in midtraining
-       and fine-tuning (some 800 and 700 steps). Evaluations of base: ten, or every 250 steps.
+       and fine-tuning (some 650 and 680 by the plan's estimate). Evaluations of base: ten, or every 250 steps.
        Neither changes what is trained.
 
     Raises RecipeError, naming the recipe, where these make no model.

@@ -150,13 +150,13 @@ def test_a_shipped_recipe_fits_the_memory_that_it_asks_for(recipe: Recipe) -> No
 
 @pytest.mark.parametrize("recipe", shipped())
 def test_a_shipped_recipe_keeps_several_checkpoints_of_every_stage(recipe: Recipe) -> None:
-    """A pass over the published mixtures is some 800 and 700 steps; none of it is lost whole."""
+    """No stage is lost whole. A pass over the published mixtures is some 650 and 680 steps."""
     assert recipe.midtrain is not None
     assert recipe.sft is not None
     stages = [
         (recipe.base, recipe.base.steps),
-        (recipe.midtrain, recipe.midtrain.steps or 800),
-        (recipe.sft, recipe.sft.steps or 700),
+        (recipe.midtrain, recipe.midtrain.steps or 650),
+        (recipe.sft, recipe.sft.steps or 680),
     ]
     for section, steps in stages:
         assert steps / section.checkpoint_every >= 2
