@@ -376,8 +376,8 @@ def from_depth(
     8. rows a GPU takes at once, such that `costs.training_memory_bytes` fits into the memory asked for:
        24 GiB up to d12 (32 rows up to d8, then 16), 80 GiB above (32 up to d20, 16 up to d26, then 8).
     9. checkpoints: ten in a short base, every 500 steps in a long one; every 100 steps in midtraining
-       and fine-tuning (some 650 and 680 by the plan's estimate). Evaluations of base: ten, or every 250 steps.
-       Neither changes what is trained.
+       and fine-tuning (some 650 and 680 by the plan's estimate). Evaluations of base: ten, or every
+       250 steps. Neither changes what is trained.
 
     Raises RecipeError, naming the recipe, where these make no model.
     """
