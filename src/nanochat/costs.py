@@ -13,6 +13,9 @@ BYTES_BFLOAT16 = 2
 # (enough work for every kernel).
 LOSS_CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28, "mps": 1 << 24}
 
+# A Python process that has loaded torch and this package, before it has a model (torch 2.15, Linux).
+PROCESS_BYTES = 600_000_000
+
 
 def matmul_parameters(model: Model, vocab_size: int) -> int:
     """Parameters that take part in a matrix product: all but the embedding, which is a look-up."""
@@ -48,7 +51,7 @@ def training_memory_bytes(model: Model, vocab_size: int, device_batch_rows: int)
     logits = min(LOSS_CHUNK_LOGITS["cuda"], tokens * vocab_size)
     loss = logits * (2 * BYTES_FLOAT32 + BYTES_BFLOAT16)
     loss += vocab_size * model.width * (BYTES_FLOAT32 + 2 * BYTES_BFLOAT16)
-    return weights + activations + loss
+    return PROCESS_BYTES + weights + activations + loss
 
 
 def checkpoint_bytes(model: Model, vocab_size: int) -> int:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits of a chunk: about 4 MB on a CPU (its cache), 1 GB on a GPU (enough work for every kernel).
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28, "mps": 1 << 24}
+from nanochat.costs import LOSS_CHUNK_LOGITS
+
 # Capped logits lie within ±cap, so up to here e^logit and its sum cannot leave fp32's range and the
 # usual subtraction of the maximum (a pass over all logits) is not needed.
 EXP_SAFE_CAP = 40.0
@@ -52,7 +52,7 @@ class _CrossEntropySum(torch.autograd.Function):
     ) -> Tensor:
         vocab_size = head_VD.shape[0]
         w_VD = head_VD.to(x_ND.dtype)
-        rows = max(1, CHUNK_LOGITS.get(x_ND.device.type, 1 << 20) // vocab_size)
+        rows = max(1, LOSS_CHUNK_LOGITS[x_ND.device.type] // vocab_size)
         total = torch.zeros((), device=x_ND.device, dtype=torch.float32)
         if with_gradient:
             grad_x_ND = torch.empty_like(x_ND)

@@ -81,20 +81,13 @@ def run_job(job: TrainingJob, events_path: Path, work: Path) -> None:
     """
     work.mkdir(parents=True, exist_ok=True)
     try:
-        device = _device(job)
+        device = choose_device(job.hardware)
         with join_world(device) as world:
             events: EventSink = EventWriter(events_path) if world.is_main else NoEvents()
             _Run(job, events, work, world, device).run()
     except BaseException as error:
         _describe_failure(work, error)
         raise
-
-
-def _device(job: TrainingJob) -> torch.device:
-    try:
-        return choose_device(job.hardware)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
 
 
 class _Run:

@@ -14,6 +14,7 @@ import torch
 
 from nanochat.machine import peak_bf16_flops
 from nanochat.model.gpt import GPT, Block
+from nanochat.training.bad_input import BadInput
 from nanochat.training.job import JobHardware
 
 # Compiling a block takes 15-27 s (two cores, nothing cached) and then saves a third of a bf16 step,
@@ -80,7 +81,7 @@ class Runtime:
 
 
 def choose_device(hardware: JobHardware, local_rank: int | None = None) -> torch.device:
-    """Raises ValueError where the device asked for is not there."""
+    """Raises BadInput where the device asked for is not there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = hardware.device
     if kind == "auto":
@@ -88,12 +89,12 @@ def choose_device(hardware: JobHardware, local_rank: int | None = None) -> torch
         apple = available["mps"] and hardware.processes == 1
         kind = "cuda" if available["cuda"] else "mps" if apple else "cpu"
     if not available[kind]:
-        raise ValueError(f"device {kind!r} was asked for, but torch sees none here; use 'auto' or 'cpu'")
+        raise BadInput(f"device {kind!r} was asked for, but torch sees none here; use 'auto' or 'cpu'")
     if kind != "cuda":
         return torch.device(kind)
     rank = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
     if rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise BadInput(
             f"process {rank} has no GPU of its own: {hardware.processes} processes, "
             f"{torch.cuda.device_count()} GPUs"
         )

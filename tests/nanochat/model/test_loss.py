@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import nanochat.model.loss as loss_module
+from nanochat.costs import LOSS_CHUNK_LOGITS
 from nanochat.model.loss import cross_entropy_sum, softcap
 
 N, D, V = 37, 16, 53
@@ -47,7 +47,7 @@ def plain(
 def test_value_and_gradients_equal_plain_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, cap: float, scale: float
 ) -> None:
-    monkeypatch.setitem(loss_module.CHUNK_LOGITS, "cpu", 10 * V)  # four chunks, the last one short
+    monkeypatch.setitem(LOSS_CHUNK_LOGITS, "cpu", 10 * V)  # four chunks, the last one short
     ours, theirs = inputs(scale=scale), doubled(inputs(scale=scale))
     mine, other = cross_entropy_sum(*ours, cap), plain(*theirs, cap)
     torch.testing.assert_close(mine, other.float(), rtol=1e-5, atol=1e-4)
