@@ -72,3 +72,52 @@ def test_the_same_token_takes_over_its_own_lease(tmp_path, clock: Clock) -> None
     """The orchestrator takes it before launching; the supervisor it launches goes on with it."""
     keeper(tmp_path, clock, "a").take()
     keeper(tmp_path, clock, "a").take()
+
+
+def elsewhere(tmp_path, clock: Clock, token: str, host: str, *, skew_s: float) -> LeaseKeeper:
+    """A keeper on another machine, whose clock is ahead (or behind) of the real time."""
+    skew = datetime.timedelta(seconds=skew_s)
+    return LeaseKeeper(
+        FileStore(tmp_path),
+        "x/lease.json",
+        token=token,
+        owner=f"owner of {token}",
+        ttl_s=30,
+        clock=lambda: clock.now + skew,
+        monotonic=lambda: clock.now.timestamp(),
+        host=host,
+    )
+
+
+@pytest.mark.parametrize("skew_s", [-60, 0, 60])
+def test_a_machine_whose_clock_is_wrong_takes_no_lease_that_is_renewed(
+    tmp_path, clock: Clock, skew_s: float
+) -> None:
+    holder = elsewhere(tmp_path, clock, "a", "one", skew_s=0)
+    taker = elsewhere(tmp_path, clock, "b", "two", skew_s=skew_s)
+    holder.take()
+    for _ in range(20):
+        clock.pass_(5)
+        with pytest.raises(LeaseHeld):
+            taker.take()
+        clock.pass_(5)
+        holder.renew()
+
+
+@pytest.mark.parametrize("skew_s", [-60, 0, 60])
+def test_a_lease_that_nobody_renews_is_taken_after_its_time_whatever_the_clocks(
+    tmp_path, clock: Clock, skew_s: float
+) -> None:
+    elsewhere(tmp_path, clock, "a", "one", skew_s=0).take()
+    taker = elsewhere(tmp_path, clock, "b", "two", skew_s=skew_s)
+    for _ in range(3):
+        with pytest.raises(LeaseHeld):
+            taker.take()
+        clock.pass_(10)
+    assert taker.take().token == "b"
+
+
+def test_a_lease_of_yesterday_is_taken_at_once(tmp_path, clock: Clock) -> None:
+    elsewhere(tmp_path, clock, "a", "one", skew_s=0).take()
+    clock.pass_(86_400)
+    assert elsewhere(tmp_path, clock, "b", "two", skew_s=-60).take().token == "b"
