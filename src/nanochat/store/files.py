@@ -126,9 +126,13 @@ class FileStore:
         with self._errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
-                left = memoryview(data)
-                while left:  # an unbuffered write may take a part, and says so only by its result
-                    left = left[file.write(left) :]
+                start, left = file.seek(0, os.SEEK_END), memoryview(data)
+                try:
+                    while left:  # an unbuffered write may take a part, and says so only by its result
+                        left = left[file.write(left) :]
+                except OSError:
+                    file.truncate(start)  # the next line would be glued to the part
+                    raise
 
     def read_appended(self, key: str, offset: int) -> bytes:
         try:
