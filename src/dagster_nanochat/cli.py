@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,14 +20,15 @@ def quickstart(
     model: Annotated[str, typer.Option(help="Which model to build.")] = "quick",
     force: Annotated[bool, typer.Option("--force", help="Rebuild stages though they are fresh.")] = False,
     stages: Annotated[
-        str, typer.Option(help="Which stages --force rebuilds: 'all', or names such as 'sft' or 'base,sft'.")
-    ] = "all",
+        str | None,
+        typer.Option(help="Which stages --force rebuilds: names such as 'sft' or 'base,sft' (default: all)."),
+    ] = None,
     question: Annotated[str, typer.Option(help="What to ask at the end.")] = "What is your name?",
 ) -> None:
     """Build the whole graph for one model through Dagster, and ask the model a question."""
     from dagster_nanochat.quickstart import run_quickstart
 
-    raise typer.Exit(run_quickstart(model, force=stages if force else "", question=question))
+    _exit(lambda: run_quickstart(model, force=_forced(force, stages), question=question))
 
 
 def plan(
@@ -35,7 +38,7 @@ def plan(
     """Show what every stage of a model will take, and whether it is fresh."""
     from dagster_nanochat.reporting import print_plan
 
-    raise typer.Exit(print_plan(model, as_json=as_json))
+    _exit(lambda: print_plan(model, as_json=as_json))
 
 
 def status(
@@ -45,4 +48,33 @@ def status(
     """Show each stage of a model: fresh, stale, missing or running."""
     from dagster_nanochat.reporting import print_status
 
-    raise typer.Exit(print_status(model, as_json=as_json))
+    _exit(lambda: print_status(model, as_json=as_json))
+
+
+def _forced(force: bool, stages: str | None) -> str:
+    """What the tag of a forced run says; nothing where none is. Raises ValueError."""
+    from dagster_nanochat.guards import stages_named
+
+    if stages is None:
+        return "all" if force else ""
+    if not force:
+        raise ValueError(f"--stages {stages} says what --force rebuilds: give --force too")
+    try:
+        named = stages_named(stages)
+    except ValueError as error:
+        raise ValueError(f"--stages: {error}") from error
+    if not named:
+        raise ValueError("--stages names no stage")
+    return stages
+
+
+def _exit(command: Callable[[], int]) -> NoReturn:
+    """End with the command's exit code; what a person can mend is one line, not a traceback."""
+    from nanochat.store import StoreError
+
+    try:
+        code = command()
+    except (ValueError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    raise typer.Exit(code)

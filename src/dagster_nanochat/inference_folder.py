@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 
-import dagster as dg
-
-from dagster_nanochat.resources import StoreResource
-from dagster_nanochat.selection import required_recipe
-from dagster_nanochat.views import data_folder, show_files
+from dagster_nanochat.views import project_folder, show_files
+from nanochat.recipes import Recipe
+from nanochat.store import ObjectStore
 from nanochat.store.receipts import current_receipt
 
 
-def show_inference_folder(context: dg.AssetExecutionContext, store: StoreResource) -> None:
+def show_inference_folder(recipe: Recipe, store: ObjectStore) -> None:
     """Weights, tokenizer and `checkpoint.json` (model, receipt, digests) of the fine-tuned model."""
-    recipe = required_recipe(context)
-    opened = store.open()
-    receipt = current_receipt(opened, recipe.name, "sft")
-    tokenizer = current_receipt(opened, recipe.name, "tokenizer")
+    receipt = current_receipt(store, recipe.name, "sft")
+    tokenizer = current_receipt(store, recipe.name, "tokenizer")
     if receipt is None or tokenizer is None:
         return
     files = (
@@ -25,7 +21,7 @@ def show_inference_folder(context: dg.AssetExecutionContext, store: StoreResourc
         receipt.output("model.json"),
         tokenizer.output("tokenizer.json"),
     )
-    folder = show_files(opened, files, data_folder(opened).parent / "checkpoint" / recipe.name)
+    folder = show_files(store, files, project_folder(store) / "checkpoint" / recipe.name)
     document = {
         "schema": "nanochat.checkpoint",
         "version": 1,

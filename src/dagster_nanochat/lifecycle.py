@@ -1,7 +1,8 @@
 """A training stage's life, the same for every stage and every launcher.
 
-skip if the receipt is good → check what it needs → guard → take the lease (adopting a live attempt
-where there is one) → launch → watch: events become log lines and observations → receipt → verify.
+skip if the receipt is good → check what it needs → guard → wait for this machine → look again → take
+the lease (adopting a live attempt where there is one) → launch → watch: events become log lines and
+observations → receipt → verify.
 """
 
 from __future__ import annotations
@@ -9,31 +10,45 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import dagster as dg
 
-from dagster_nanochat.guards import StageConfig, check_estimate
+from dagster_nanochat.guards import MAX_HOURS_TAG, StageConfig, check_estimate, deadline_s
 from dagster_nanochat.launch.base import Handle, Launcher, Offer, Request
 from dagster_nanochat.metadata import live_metrics_key
-from dagster_nanochat.pipes import EventStreamReader, NoContext
+from dagster_nanochat.pipes import EventStreamReader, LiveReport, NoContext, load_cursor, save_cursor
 from nanochat.data.identity import conversation_files, shard_files
-from nanochat.events import Cursor, Event, EventStream
+from nanochat.events import Event, EventStream
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.plan import plan_stage
 from nanochat.recipes import Recipe
 from nanochat.sources_digest import code_revision, sources_digest
 from nanochat.stages import StageState, Status, resolve
-from nanochat.store import ObjectStore, project_root
-from nanochat.store.leases import LeaseHeld, LeaseKeeper, machine_name, new_token
+from nanochat.store import ObjectStore, StoreError, project_root
+from nanochat.store.layout import attempt_prefix
+from nanochat.store.leases import (
+    Lease,
+    LeaseHeld,
+    LeaseKeeper,
+    LeaseLost,
+    machine_name,
+    new_token,
+    read_lease,
+)
 from nanochat.store.receipts import InputRef, Receipt, missing_outputs, point, read_receipt
 from nanochat.supervisor import LEASE_TTL_S
 from nanochat.training.job import TrainingJob
 
-MAX_OBSERVATIONS = 100
+HELD_TTL_S = 30.0
+_NEXT_STEPS = {
+    Failure.DEADLINE: f". Raise the cap ({MAX_HOURS_TAG}, or max_hours) that the deadline is made of; the "
+    "next run goes on from the last checkpoint"
+}
 _POLL_S = 0.5
-_WATCH_TTL_S = 30.0
 _STATUS_EVERY_S = 2.0
 
 
@@ -79,6 +94,82 @@ def record_identity(store: ObjectStore, state: StageState) -> None:
         store.put(state.identity.key(), state.identity.to_bytes())
 
 
+def fresh_stage(
+    context: dg.AssetExecutionContext,
+    recipe: Recipe,
+    store: ObjectStore,
+    state: StageState,
+    *,
+    forced: bool,
+    seen: Receipt | None,
+) -> BuiltStage | None:
+    """The stage as it is where nothing is to be done: it is fresh, and not forced unless somebody has
+    built it since `seen` was its receipt."""
+    if state.status is not Status.FRESH or (forced and state.receipt == seen):
+        return None
+    assert state.receipt is not None
+    assert state.fingerprint is not None
+    point(store, recipe.name, state.spec.name, state.fingerprint)
+    context.log.info(f"{state.spec.name}: fresh, nothing to do (receipt {state.receipt.digest()[:6]}…)")
+    return BuiltStage(
+        stage=state.spec.name, fingerprint=state.fingerprint, receipt=state.receipt, built=False
+    )
+
+
+class HeldLease:
+    """A lease that was taken: renewed by a thread, whatever its holder waits for, and given back."""
+
+    def __init__(self, keeper: LeaseKeeper) -> None:
+        self._keeper = keeper
+        self._end = threading.Event()
+        self._lost: LeaseLost | None = None
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._keeper.release()
+
+    def check(self) -> None:
+        """Raises LeaseLost where somebody else has it by now."""
+        if self._lost:
+            raise self._lost
+
+    def _renew(self) -> None:
+        while not self._end.wait(HELD_TTL_S / 4):
+            try:
+                self._keeper.renew()
+            except LeaseLost as error:
+                self._lost = error
+                return
+            except (StoreError, OSError, ValueError):
+                continue  # there is time to try again before it expires
+
+
+def wait_for_lease(
+    context: dg.AssetExecutionContext, keeper: LeaseKeeper, waits: Callable[[Lease], str]
+) -> HeldLease:
+    """Take a lease as soon as it is free, saying meanwhile what `waits` makes of who has it.
+
+    Raises AttemptFailed when the run is terminated.
+    """
+    said: str | None = None
+    while True:
+        try:
+            keeper.take()
+            return HeldLease(keeper)
+        except LeaseHeld as held:
+            if said != held.lease.token:
+                said = held.lease.token
+                context.log.info(waits(held.lease))
+            raise_if_cancelled(context)
+            time.sleep(1.0)
+
+
 def train_stage(
     context: dg.AssetExecutionContext,
     stage: str,
@@ -89,59 +180,102 @@ def train_stage(
 ) -> BuiltStage:
     """Bring a training stage of a model to a good receipt. Raises dg.Failure."""
     states = resolve(recipe, store)
-    state = states[stage]
-    if state.status is Status.FRESH and not config.forced(context, stage):
-        assert state.receipt is not None
-        assert state.fingerprint is not None
-        point(store, recipe.name, stage, state.fingerprint)
-        context.log.info(f"{stage}: fresh, nothing to do (receipt {state.receipt.digest()[:6]}…)")
-        return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=state.receipt, built=False)
+    before = states[stage]
+    forced = config.forced(context, stage)
+    found = fresh_stage(context, recipe, store, before, forced=forced, seen=before.receipt)
+    if found:
+        return found
     offer = launcher.offers(Request.of(recipe.hardware))[0]
-    plan = plan_stage(recipe, stage, states, store, flops_per_s=offer.flops_per_s)
+    plan = plan_stage(
+        recipe, stage, states, store, flops_per_s=offer.flops_per_s, usd_per_h=offer.price_usd_per_h
+    )
     check_estimate(context, config, recipe, plan, offer)
-    require_upstream(state, states, recipe.name)
-    assert state.fingerprint is not None
-    record_identity(store, state)
-    store.put(f"{state.prefix}/plan.json", plan.to_bytes())
+    require_upstream(before, states, recipe.name)
     try:
-        with _slot(context, store, recipe, stage) as slot:
-            receipt = _Attempt(context, store, launcher, recipe, state, states, slot).complete(offer)
+        with _slot(context, store, recipe, stage), _watching(context, store, recipe, before) as watch:
+            # While this run waited, others may have built the stage, or something that it needs.
+            states = resolve(recipe, store)
+            state = states[stage]
+            require_upstream(state, states, recipe.name)
+            if state.fingerprint != before.fingerprint:
+                raise dg.Failure(
+                    f"what {stage} of {recipe.name} is made of has changed while it waited; run it again",
+                    allow_retries=False,
+                )
+            found = fresh_stage(context, recipe, store, state, forced=forced, seen=before.receipt)
+            if found:
+                return found
+            record_identity(store, state)
+            store.put(f"{state.prefix}/plan.json", plan.to_bytes())
+            attempt = _Attempt(context, store, launcher, recipe, states, stage, watch)
+            receipt = attempt.complete(offer, deadline_s=deadline_s(context, config, offer))
+            point(store, recipe.name, stage, receipt.fingerprint)
+            return BuiltStage(stage=stage, fingerprint=receipt.fingerprint, receipt=receipt, built=True)
     except AttemptFailed as error:
         raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
-    point(store, recipe.name, stage, state.fingerprint)
-    return BuiltStage(stage=stage, fingerprint=state.fingerprint, receipt=receipt, built=True)
 
 
-@contextlib.contextmanager
-def _slot(
-    context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe, stage: str
-) -> Iterator[LeaseKeeper]:
-    """One training stage at a time on this machine: wait, saying so, until the slot is free."""
+def _slot(context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe, stage: str) -> HeldLease:
+    """One training stage at a time on this machine: wait, saying so, until the slot is free.
+
+    A slot that is lost all the same (to somebody who found it expired, while this machine slept) is no
+    reason to throw a training away.
+    """
     keeper = LeaseKeeper(
         store,
         f"slots/{machine_name()}/0.json",
         token=f"{context.run.run_id}/{stage}",
         owner=f"{stage} of {recipe.name}",
-        ttl_s=_WATCH_TTL_S,
+        ttl_s=HELD_TTL_S,
     )
-    said: str | None = None
-    while True:
-        try:
-            keeper.take()
-            break
-        except LeaseHeld as held:
-            if said != held.lease.token:
-                said = held.lease.token
-                context.log.info(f"{stage} of {recipe.name} waits: {held.lease.describe()} uses this machine")
-            _raise_if_cancelled(context)
-            time.sleep(1.0)
+    return wait_for_lease(
+        context,
+        keeper,
+        lambda lease: f"{stage} of {recipe.name} waits: {lease.describe()} uses this machine",
+    )
+
+
+@contextlib.contextmanager
+def _watching(
+    context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe, state: StageState
+) -> Iterator[HeldLease]:
+    """Be the one run that watches the stage. A dead run that watched it before is closed in Dagster."""
+    key = f"{state.prefix}/watch.json"
+    before = read_lease(store, key)
+    keeper = LeaseKeeper(
+        store,
+        key,
+        token=context.run.run_id,
+        owner=f"run {context.run.run_id[:8]} of {os.environ.get('USER', 'user')}",
+        ttl_s=HELD_TTL_S,
+    )
     try:
-        yield keeper
-    finally:
-        keeper.release()
+        keeper.take()
+    except LeaseHeld as held:
+        raise dg.Failure(
+            f"{state.spec.name} of {recipe.name} is being watched by {held.lease.describe()}; wait for that "
+            "run or terminate it",
+            allow_retries=False,
+        ) from held
+    with HeldLease(keeper) as watch:
+        if before and not before.released and before.token != context.run.run_id:
+            _close_dead_run(context, before, f"{state.spec.name} of {recipe.name}")
+        yield watch
 
 
-def _raise_if_cancelled(context: dg.AssetExecutionContext) -> None:
+def _close_dead_run(context: dg.AssetExecutionContext, watch: Lease, what: str) -> None:
+    """Its process cannot say any more that it has ended, so it would stay STARTED for ever."""
+    run = context.instance.get_run_by_id(watch.token)
+    if run is not None and not run.is_finished:
+        context.instance.report_run_failed(
+            run,
+            f"run {context.run.run_id} has taken over {what}: {watch.describe()} has not been heard of since "
+            f"{watch.expires_at:%Y-%m-%d %H:%M:%S} UTC",
+        )
+        context.log.info(f"run {watch.token[:8]}, which watched {what} before, is dead: closed")
+
+
+def raise_if_cancelled(context: dg.AssetExecutionContext) -> None:
     """Dagster cannot interrupt a run that a foreground command executes, so its status is polled."""
     run = context.instance.get_run_by_id(context.run.run_id)
     if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
@@ -157,79 +291,81 @@ class _Attempt:
         store: ObjectStore,
         launcher: Launcher,
         recipe: Recipe,
-        state: StageState,
         states: dict[str, StageState],
-        slot: LeaseKeeper,
+        stage: str,
+        watch: HeldLease,
     ) -> None:
         self._context = context
         self._store = store
         self._launcher = launcher
         self._recipe = recipe
-        self._state = state
         self._states = states
-        self._slot = slot
-        self._observed = 0
-        self._gpu: dict[str, float] = {}
+        self._state = states[stage]
+        self._watch_lease = watch
 
-    def complete(self, offer: Offer) -> Receipt:
+    def complete(self, offer: Offer, *, deadline_s: float) -> Receipt:
         """Launch or adopt, watch, verify. Raises dg.Failure with the failure's word and the story."""
-        spec, model = self._state.spec, self._recipe.name
-        watch = LeaseKeeper(
-            self._store,
-            f"{self._state.prefix}/watch.json",
-            token=self._context.run.run_id,
-            owner=f"run {self._context.run.run_id[:8]} of {os.environ.get('USER', 'user')}",
-            ttl_s=_WATCH_TTL_S,
+        stage = self._state.spec.name
+        handle, adopted = self._start(offer, deadline_s)
+        self._context.log.info(
+            f"{stage}: {'adopted the live' if adopted else 'launched'} attempt {handle.token} on {offer.name}"
         )
         try:
-            watch.take()
-        except LeaseHeld as held:
+            ending = self._watch(handle)
+        except LeaseLost as error:
             raise dg.Failure(
-                f"{spec.name} of {model} is being watched by {held.lease.describe()}; wait for that run or "
-                "terminate it",
+                f"another run watches {stage} of {self._recipe.name} now and has its machine: {error}",
                 allow_retries=False,
-            ) from held
-        try:
-            handle, adopted = self._start(offer)
-            self._context.log.info(
-                f"{spec.name}: {'adopted the live' if adopted else 'launched'} attempt {handle.token} on "
-                f"{offer.name}"
-            )
-            try:
-                ending = self._watch(handle, watch)
-            except BaseException:
-                # Terminate, Ctrl-C and our own faults alike: no machine is left behind a dead step.
-                self._launcher.terminate(handle)
-                raise
-            return self._verify(handle, ending)
-        finally:
-            watch.release()
+            ) from error
+        except BaseException:
+            # Terminate, Ctrl-C and our own faults alike: no machine is left behind a dead step.
+            self._launcher.terminate(handle)
+            raise
+        return self._verify(handle, ending)
 
-    def _start(self, offer: Offer) -> tuple[Handle, bool]:
-        prefix, spec = self._state.prefix, self._state.spec
+    def _start(self, offer: Offer, deadline_s: float) -> tuple[Handle, bool]:
+        """Launch an attempt, or adopt the one that lives."""
+        prefix = self._state.prefix
         token = new_token()
         lease = LeaseKeeper(
             self._store, f"{prefix}/lease.json", token=token, owner="orchestrator", ttl_s=LEASE_TTL_S
         )
+        said: str | None = None
+        while True:
+            try:
+                lease.take()
+                break
+            except LeaseHeld as held:
+                handle = self._launcher.find(held.lease.token, prefix)
+                if handle is not None:
+                    return handle, True
+                said = self._say_who_is_gone(held.lease, said)
+                raise_if_cancelled(self._context)
+                time.sleep(1.0)
         try:
-            lease.take()
-        except LeaseHeld as held:
-            handle = self._launcher.find(held.lease.token, prefix)
-            if handle is None:
-                raise dg.Failure(
-                    f"{spec.name} of {self._recipe.name} is being built by {held.lease.describe()}, which "
-                    f"this machine cannot reach; its lease ends at {held.lease.expires_at:%H:%M:%S} UTC "
-                    "unless it is renewed",
-                    allow_retries=False,
-                ) from held
-            return handle, True
-        try:
-            return self._launcher.launch(self._job(token), offer), False
+            return self._launcher.launch(self._job(token, deadline_s), offer), False
         except BaseException:
             lease.release()
             raise
 
-    def _job(self, token: str) -> TrainingJob:
+    def _say_who_is_gone(self, lease: Lease, said: str | None) -> str:
+        """A process of this machine that is gone renews nothing, so its lease is waited out. Raises
+        dg.Failure where the holder is on a machine that cannot be looked at."""
+        what = f"{self._state.spec.name} of {self._recipe.name}"
+        until = f"{lease.expires_at:%H:%M:%S} UTC"
+        if lease.host != machine_name():
+            raise dg.Failure(
+                f"{what} is being built by {lease.describe()}, which this machine cannot reach; its lease "
+                f"ends at {until} unless it is renewed",
+                allow_retries=False,
+            )
+        if said != lease.token:
+            self._context.log.info(
+                f"{what} waits: {lease.describe()} is gone without a word; its lease ends at {until}"
+            )
+        return lease.token
+
+    def _job(self, token: str, deadline_s: float) -> TrainingJob:
         stage, recipe = self._state.spec.name, self._recipe
         receipts = {name: self._states[name].receipt for name in self._state.spec.upstream}
         inputs = tuple(
@@ -260,34 +396,37 @@ class _Attempt:
             init_checkpoint=previous.outputs if previous else (),
             conversations=conversation_files(data) if data else {},
             hardware=self._launcher.hardware(recipe.hardware),
+            deadline_s=deadline_s,
             code_revision=code_revision(project_root()),
             sources_sha256=sources_digest(self._state.spec.sources),
         )
 
-    def _watch(self, handle: Handle, watch: LeaseKeeper) -> Event | None:
+    def _watch(self, handle: Handle) -> Event | None:
         """Pump events until the attempt says how it ended, or its machine is gone."""
-        events_key = f"{self._state.prefix}/attempts/{handle.token}/events.jsonl"
-        reader = EventStreamReader(EventStream(self._store, events_key), Cursor())
+        attempt = attempt_prefix(self._state.prefix, handle.token)
+        stage = self._state.spec.name
+        cursor_key = f"{attempt}/reading.json"
+        saved = load_cursor(self._store, cursor_key)
+        reader = EventStreamReader(EventStream(self._store, f"{attempt}/events.jsonl"), saved)
+        report = LiveReport(self._context, stage, live_metrics_key(self._recipe.name, stage))
         check_at = 0.0
-        renew_at = time.monotonic() + _WATCH_TTL_S / 4
         with dg.open_pipes_session(self._context, NoContext(), reader):
             while True:
                 alive = self._launcher.alive(handle)
                 for event in reader.pump():
-                    self._report(event)
+                    report.tell(event)
                     if event["type"] in ("finished", "failed"):
                         self._wait_until_gone(handle)
                         return event
                 if not alive:
                     return None
-                now = time.monotonic()
-                if now >= check_at:
-                    check_at = now + _STATUS_EVERY_S
-                    _raise_if_cancelled(self._context)
-                if now >= renew_at:
-                    renew_at = now + _WATCH_TTL_S / 4
-                    watch.renew()
-                    self._slot.renew()
+                self._watch_lease.check()
+                if time.monotonic() >= check_at:
+                    check_at = time.monotonic() + _STATUS_EVERY_S
+                    raise_if_cancelled(self._context)
+                    if reader.cursor != saved:
+                        saved = reader.cursor
+                        save_cursor(self._store, cursor_key, saved)
                 time.sleep(_POLL_S)
 
     def _wait_until_gone(self, handle: Handle) -> None:
@@ -296,44 +435,13 @@ class _Attempt:
             time.sleep(0.05)
         self._launcher.terminate(handle)
 
-    def _report(self, event: Event) -> None:
-        """Progress as log lines, metrics as observations: at most `MAX_OBSERVATIONS` a run."""
-        if event["type"] == "step" and self._due(int(event["step"]), int(event["steps"])):
-            self._context.log.info(progress_line(self._state.spec.name, event))
-            self._observe({**_numbers(event), **self._gpu})
-        elif event["type"] == "gpu":
-            self._gpu = _numbers(event)
-        elif event["type"] == "eval":
-            metrics = {name: float(value) for name, value in event["metrics"].items() if value is not None}
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self._context.log.info(f"{self._state.spec.name} step {event['step']}: {shown}")
-            self._observe({"step": float(event["step"]), **metrics})
-        elif event["type"] == "checkpoint":
-            self._context.log.info(f"{self._state.spec.name} step {event['step']}: checkpoint committed")
-        elif event["type"] == "phase":
-            self._context.log.info(f"{self._state.spec.name}: {event['name']}")
-
-    def _due(self, step: int, steps: int) -> bool:
-        # Evaluations share the budget of points; some thirty step points leave them room.
-        every = max(1, steps // 30)
-        return step == 1 or step == steps or step % every == 0
-
-    def _observe(self, metrics: dict[str, float]) -> None:
-        if self._observed >= MAX_OBSERVATIONS:
-            return
-        self._observed += 1
-        self._context.log_event(
-            dg.AssetObservation(
-                asset_key=live_metrics_key(self._recipe.name, self._state.spec.name), metadata=metrics
-            )
-        )
-
     def _verify(self, handle: Handle, ending: Event | None) -> Receipt:
         spec, fingerprint = self._state.spec, self._state.fingerprint
         assert fingerprint is not None
         if ending is not None and ending["type"] == "failed":
             raise dg.Failure(
-                f"{spec.name} of {self._recipe.name} ended with {ending['failure']}: {ending['message']}",
+                f"{spec.name} of {self._recipe.name} ended with {ending['failure']}: {ending['message']}"
+                + _NEXT_STEPS.get(ending["failure"], ""),
                 metadata={"failure": ending["failure"], "attempt": handle.token},
                 allow_retries=False,
             )
@@ -348,23 +456,3 @@ class _Attempt:
         if problems:
             raise dg.Failure(f"the receipt of {spec.name} does not hold: {'; '.join(problems)}")
         return receipt
-
-
-def progress_line(stage: str, event: Event) -> str:
-    """``base  400/1600  loss 2.31  41.2k tok/s  ETA 1:58``."""
-    eta = int(event.get("eta_s") or 0)
-    rate = float(event.get("tokens_per_s") or 0)
-    loss = event.get("loss")
-    return (
-        f"{stage} step {event['step']}/{event['steps']}  "
-        f"loss {'nan' if loss is None else f'{loss:.3f}'}  "
-        f"{rate / 1000:.1f}k tok/s  ETA {eta // 60}:{eta % 60:02d}"
-    )
-
-
-def _numbers(event: Event) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in event.items()
-        if name not in ("type", "time", "steps") and isinstance(value, int | float)
-    }

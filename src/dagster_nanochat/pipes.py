@@ -3,21 +3,27 @@
 The stream in the store is the one channel from a training process to Dagster. This reader turns it
 into Pipes messages from a cursor, so a step that re-attaches goes on where the last one stopped. It
 is pumped by the step that watches, not by a thread: the backlog is always drained, and nothing is
-lost when the session closes.
+lost when the session closes. How far it has come is kept beside the stream.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 from dagster._core.pipes.context import PipesMessageHandler
 from dagster_pipes import PIPES_PROTOCOL_VERSION, PipesContextData, PipesMessage, PipesParams
 
 from nanochat.events import Cursor, Event, EventStream
+from nanochat.store import ObjectNotFound, ObjectStore
+from nanochat.store.documents import Document
 
+# A run's live asset gets at most a hundred points: so many of steps, so many of evaluations, and the
+# last of each.
+STEP_POINTS = 48
+EVAL_POINTS = 48
 _LEVELS = {"debug", "info", "warning", "error"}
 
 
@@ -85,3 +91,84 @@ class NoContext(dg.PipesContextInjector):
 
     def no_messages_debug_text(self) -> str:
         return "The job in the store carries the context."
+
+
+class Reading(Document):
+    """How far the orchestrators that watched an attempt have read its events."""
+
+    schema_name: ClassVar[str] = "nanochat.reading"
+    offset: int
+
+
+def load_cursor(store: ObjectStore, key: str) -> Cursor:
+    """Where the last watcher stopped; the beginning where there was none."""
+    try:
+        return Cursor(offset=Reading.read(store, key).offset)
+    except ObjectNotFound:
+        return Cursor()
+
+
+def save_cursor(store: ObjectStore, key: str, cursor: Cursor) -> None:
+    store.put(key, Reading(offset=cursor.offset).to_bytes())
+
+
+class LiveReport:
+    """A stage's events for people: progress as log lines, metrics as observations of its live asset."""
+
+    def __init__(self, context: dg.AssetExecutionContext, stage: str, asset: dg.AssetKey) -> None:
+        self._context = context
+        self._stage = stage
+        self._asset = asset
+        self._steps: int | None = None
+        self._shown: dict[str, int] = {}
+        self._gpu: dict[str, float] = {}
+
+    def tell(self, event: Event) -> None:
+        kind, log = event["type"], self._context.log
+        if kind == "step":
+            self._steps = int(event["steps"])
+            if event["step"] == 1 or self._due(kind, int(event["step"]), STEP_POINTS):
+                log.info(progress_line(self._stage, event))
+                self._observe({**_numbers(event), **self._gpu})
+        elif kind == "gpu":
+            self._gpu = _numbers(event)
+        elif kind == "eval":
+            metrics = {name: float(value) for name, value in event["metrics"].items() if value is not None}
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            log.info(f"{self._stage} step {event['step']}: {shown}")
+            if self._due(kind, int(event["step"]), EVAL_POINTS):
+                self._observe({"step": float(event["step"]), **metrics})
+        elif kind == "checkpoint":
+            log.info(f"{self._stage} step {event['step']}: checkpoint committed")
+        elif kind == "phase":
+            log.info(f"{self._stage}: {event['name']}")
+
+    def _due(self, kind: str, step: int, points: int) -> bool:
+        """Whether the training is in another of `points` equal parts than at the last point shown."""
+        part = step if self._steps is None else step * points // self._steps
+        due = self._shown.get(kind) != part
+        self._shown[kind] = part
+        return due
+
+    def _observe(self, metrics: dict[str, float]) -> None:
+        self._context.log_event(dg.AssetObservation(asset_key=self._asset, metadata=metrics))
+
+
+def progress_line(stage: str, event: Event) -> str:
+    """``base  400/1600  loss 2.31  41.2k tok/s  ETA 1:58``."""
+    eta = int(event.get("eta_s") or 0)
+    rate = float(event.get("tokens_per_s") or 0)
+    loss = event.get("loss")
+    return (
+        f"{stage} step {event['step']}/{event['steps']}  "
+        f"loss {'nan' if loss is None else f'{loss:.3f}'}  "
+        f"{rate / 1000:.1f}k tok/s  ETA {eta // 60}:{eta % 60:02d}"
+    )
+
+
+def _numbers(event: Event) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in event.items()
+        if name not in ("type", "time", "steps") and isinstance(value, int | float)
+    }

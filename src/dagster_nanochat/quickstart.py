@@ -14,10 +14,12 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
-from dagster_nanochat.guards import FORCE_TAG
+from dagster_nanochat.guards import FORCE_TAG, stages_named
 from dagster_nanochat.reporting import find_recipe
 from nanochat.data.sources import get_source
 from nanochat.recipes import Recipe
+from nanochat.stages import STAGES, resolve
+from nanochat.store import open_store
 
 # Asset → the name its stage has in the summary.
 _STAGE_LINES = {
@@ -42,10 +44,17 @@ _DETAILS = (
 
 
 def run_quickstart(model: str, *, force: str, question: str) -> int:
-    """Exit code 0 with an answer, 1 with the reason on standard error."""
+    """Exit code 0 with an answer, 1 with the reason on standard error. `force`: stages, or nothing.
+
+    Raises ValueError for stages or a store that there is not, StoreError for a store that is no use.
+    """
     recipe = find_recipe(model)
     if recipe is None:
         return 1
+    off = [stage for stage in stages_named(force) if not STAGES[stage].enabled(recipe)]
+    if off and force != "all":
+        raise ValueError(f"--stages: {', '.join(sorted(off))} is switched off in the recipe of {model}")
+    resolve(recipe, open_store())  # a store that cannot be read is told before anything starts
     home = os.environ.get("DAGSTER_HOME")
     if home:
         Path(home).mkdir(parents=True, exist_ok=True)
@@ -144,4 +153,5 @@ def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: fl
             console.print(f"{stage}: fresh (receipt {metadata['receipt'][:6]}…)")
         else:
             console.print(f"{stage}: built in {metadata['seconds']:.0f} s")
-    console.print(f"answer: {made['chat_inference']['answer']}", markup=False)
+    answer = made["chat_inference"].get("answer", "(none: the model has no stage to chat with)")
+    console.print(f"answer: {answer}", markup=False)

@@ -1,13 +1,13 @@
-"""The folders that people expect beside the store: views of what the store holds.
+"""The folders that people expect in the project: views of what the store holds.
 
 Hard links where the file system allows it, else copies. Nothing reads them back; delete them and
-they are made again.
+they are made again. What people put there themselves is left alone.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import uuid
 from pathlib import Path
 
@@ -16,12 +16,24 @@ from nanochat.store.files import link_or_copy
 from nanochat.store.receipts import FileRef, Receipt
 
 _STAGE_FOLDERS = {"base": "checkpoints", "midtrain": "mid_checkpoints", "sft": "sft_checkpoints"}
+# In a folder of views: the names of the files that were put there.
+_SHOWN = ".nanochat-shown.json"
+
+
+def project_folder(store: ObjectStore) -> Path:
+    """Of a store that is a project's own ``data/store``, that project; else this one.
+
+    A store elsewhere says nothing about the folders around it, so they are not written to.
+    """
+    path = store.local_path("x")
+    if path is not None and path.parts[-3:-1] == ("data", "store"):
+        return path.parents[2]
+    return project_root()
 
 
 def data_folder(store: ObjectStore) -> Path:
-    """The folder beside a local store, else the project's ``data/``."""
-    path = store.local_path("x")
-    return path.parent.parent if path is not None else project_root() / "data"
+    """The project's ``data/``."""
+    return project_folder(store) / "data"
 
 
 def show_file(store: ObjectStore, file: FileRef, destination: Path) -> None:
@@ -39,15 +51,26 @@ def show_file(store: ObjectStore, file: FileRef, destination: Path) -> None:
 
 
 def show_files(store: ObjectStore, files: tuple[FileRef, ...], folder: Path) -> Path:
-    """Make `folder` hold exactly these files."""
-    names = {file.name for file in files}
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name not in names:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Make `folder` hold these files, and none that was shown there before."""
+    listing = folder / _SHOWN
+    names = [file.name for file in files]
+    for name in _shown_before(listing):
+        if name not in names and (folder / name).is_file():
+            (folder / name).unlink()
     for file in files:
         show_file(store, file, folder / file.name)
+    listing.write_text(json.dumps(names) + "\n", encoding="utf-8")
     return folder
+
+
+def _shown_before(listing: Path) -> list[str]:
+    try:
+        names = json.loads(listing.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    if not isinstance(names, list):
+        return []
+    return [name for name in names if isinstance(name, str) and Path(name).name == name]
 
 
 def show_checkpoint(store: ObjectStore, receipt: Receipt, model: str) -> Path:

@@ -40,7 +40,9 @@ TINY = Recipe(
     hardware=Hardware(device_batch_rows=4, min_gpu_memory_gib=1),
 )
 TWIN = dataclasses.replace(TINY, name="twin", midtrain=None, sft=None)
-RECIPES = [TINY, TWIN]
+LONG = dataclasses.replace(TINY.base, steps=300_000, eval_every=1000, checkpoint_every=1000)
+SLOW = dataclasses.replace(TWIN, name="slow", base=LONG)
+RECIPES = [TINY, TWIN, SLOW]
 """
 
 FOLDER = Path(tempfile.mkdtemp(prefix="nanochat-tests-"))

@@ -125,7 +125,7 @@ def test_metrics_of_a_stage_are_observed_on_its_live_asset(built: SimpleNamespac
     ).records
     assert 12 <= len(records) <= 100
     names = set().union(*(record.asset_observation.metadata for record in records))
-    assert {"loss", "lr", "tokens_per_s", "eta_s", "memory_bytes", "val_bpb"} <= names
+    assert {"loss", "matrix_lr", "tokens_per_s", "eta_s", "memory_bytes", "val_bpb"} <= names
 
 
 def test_every_check_has_an_evaluation_with_its_partition(built: SimpleNamespace) -> None:
@@ -224,6 +224,7 @@ def test_a_second_run_trains_nothing_and_says_so(
 
 def test_two_models_with_an_equal_base_pay_for_one(built: SimpleNamespace) -> None:
     result = built.run("model_training", {"dagster/partition": "twin"})
+    assert failures(result) == []
     made = {
         event.asset_key.to_user_string(): event.materialization.metadata
         for event in result.all_events
@@ -231,6 +232,11 @@ def test_two_models_with_an_equal_base_pay_for_one(built: SimpleNamespace) -> No
     }
     assert made["base_model_checkpoint"]["reused"].value is True
     assert made["sft_checkpoint"]["switched_off"].value is True
+    assert made["chat_inference"]["switched_off"].value is True
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    for name in ("sft_mmlu_accuracy", "sft_arc_easy_accuracy"):
+        assert (checks[name].passed, checks[name].description) == (True, "switched off")
+    assert not (built.root / "checkpoint" / "twin").exists()
     twin, tiny = (current_receipt(built.store, model, "base") for model in ("twin", "tiny"))
     assert twin == tiny
 

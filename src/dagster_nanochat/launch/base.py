@@ -15,12 +15,11 @@ class Request:
 
     gpus: int
     min_gpu_memory_gib: int
-    disk_bytes: int
 
     @classmethod
     def of(cls, hardware: Hardware) -> Request:
         """What a recipe's hardware section asks for."""
-        return cls(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib, disk_bytes=0)
+        return cls(gpus=hardware.gpus, min_gpu_memory_gib=hardware.min_gpu_memory_gib)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class Launcher(Protocol):
         ...
 
     def last_words(self, handle: Handle) -> str:
-        """What an ended machine left to say, outside of the event stream; may be empty."""
+        """What an ended machine left to say, outside of the event stream, once; may be empty."""
         ...
 
     def terminate(self, handle: Handle) -> None:

@@ -17,7 +17,7 @@ from nanochat.machine import this_machine, usable_cores
 from nanochat.recipes import Hardware
 from nanochat.store import ObjectStore
 from nanochat.store.leases import machine_name, read_lease
-from nanochat.supervisor import stop_process_tree, training_environment
+from nanochat.supervisor import STOP_GRACE_S, stop_process_tree, training_environment
 from nanochat.training.job import JobHardware, TrainingJob
 
 PROCESSES_ENV = "NANOCHAT_PROCESSES"
@@ -104,17 +104,22 @@ class LocalLauncher:
             return False
 
     def last_words(self, handle: Handle) -> str:
-        """What an ended supervisor wrote to its standard error."""
+        """What an ended supervisor wrote to its standard error. The caller tells it; it is kept no longer."""
+        path = _log_path(handle.token)
         try:
-            return _log_path(handle.token).read_text(encoding="utf-8", errors="replace")[-4000:]
+            words = path.read_text(encoding="utf-8", errors="replace")[-4000:]
         except FileNotFoundError:
             return ""
+        path.unlink(missing_ok=True)
+        return words
 
     def terminate(self, handle: Handle) -> None:
         if self.alive(handle):
-            stop_process_tree(int(handle.id), grace_s=90)
+            # The supervisor gives its training STOP_GRACE_S, and reports what came of it.
+            stop_process_tree(int(handle.id), grace_s=STOP_GRACE_S + 15)
         deadline = time.monotonic() + 10
         while self.alive(handle):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"supervisor process {handle.id} of attempt {handle.token} will not end")
             time.sleep(0.1)
+        _log_path(handle.token).unlink(missing_ok=True)

@@ -36,6 +36,12 @@ def chat_inference(
     from nanochat.inference.sampling import Sampling
 
     recipe = required_recipe(context)
+    if recipe.midtrain is None:  # fine-tuning needs it too
+        context.log.info(
+            f"{recipe.name} has no stage to chat with: midtraining and fine-tuning are switched off "
+            f"(`nanochat chat --model {recipe.name} --source base` goes on with a text)"
+        )
+        return dg.MaterializeResult(metadata={"switched_off": True})
     sampling = Sampling(
         max_tokens=config.max_tokens, temperature=config.temperature, top_k=config.top_k, seed=config.seed
     )

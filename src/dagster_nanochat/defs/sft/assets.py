@@ -8,6 +8,7 @@ from dagster_nanochat.guards import StageConfig
 from dagster_nanochat.inference_folder import show_inference_folder
 from dagster_nanochat.partitions import model_partitions, shards_to_models
 from dagster_nanochat.resources import LauncherResource, StoreResource
+from dagster_nanochat.selection import required_recipe
 from dagster_nanochat.stage_assets import plan_result, training_result
 
 
@@ -56,5 +57,7 @@ def sft_checkpoint(
 ) -> dg.MaterializeResult:
     """The chat model: fine-tuned on what an assistant says."""
     result = training_result(context, "sft", config, store, launcher)
-    show_inference_folder(context, store)
+    recipe = required_recipe(context)
+    if recipe.sft is not None:  # else the model may still have a receipt of a time when it was not off
+        show_inference_folder(recipe, store.open())
     return result
