@@ -25,6 +25,7 @@ from nanochat.store import ObjectNotFound, ObjectStore, StoreError
 from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document, DocumentError
 from nanochat.store.layout import shard_key, shard_record_key
+from nanochat.store.local import local_copy
 from nanochat.store.receipts import FileRef
 
 Mode = Literal["copy", "reference"]
@@ -160,14 +161,12 @@ class _Ingestion:
             location = self.pinned.locate(key)
             rows = empty = characters = None
             if self.mode == "copy":
-                if self.force or not self._has(key, location):
+                stored = None if self.force else self._stored(key, location)
+                if stored is None:
                     self._fetch(key, location, staged)
-                    rows, empty, characters = inspect_text(staged, f"shard {key} of {self.source}")
+                rows, empty, characters = inspect_text(stored or staged, f"shard {key} of {self.source}")
+                if stored is None:
                     self.store.put_file(shard_key(self.source, key), staged, move=True)
-                else:
-                    rows, empty, characters = inspect_text(
-                        shard_file(self.store, self.source, key), f"shard {key} of {self.source}"
-                    )
             record = ShardRecord(
                 source=self.source,
                 shard=key,
@@ -187,14 +186,17 @@ class _Ingestion:
     def _is_current(self, record: ShardRecord) -> bool:
         return _lack(self.store, record, self.mode, self.pinned.revision) is None
 
-    def _has(self, key: str, location: ShardLocation) -> bool:
-        """Whether the store holds the right bytes though their record is missing or of an older
+    def _stored(self, key: str, location: ShardLocation) -> Path | None:
+        """The right bytes, where the store holds them though their record is missing or of an older
         revision: a run died between the two, or the new revision left this shard as it was."""
-        info = self.store.head(shard_key(self.source, key))
-        path = self.store.local_path(shard_key(self.source, key))
-        return bool(
-            info and path and info.size == location.size_bytes and digest_file(path) == location.sha256
+        file = FileRef(
+            key=shard_key(self.source, key), size_bytes=location.size_bytes, sha256=location.sha256
         )
+        try:
+            path = local_copy(self.store, file)
+            return path if digest_file(path) == file.sha256 else None
+        except (StoreError, FileNotFoundError):
+            return None
 
     def _fetch(self, key: str, location: ShardLocation, staged: Path) -> None:
         fetch_verified(
@@ -223,17 +225,11 @@ def verify_shard(store: ObjectStore, record: ShardRecord) -> str | None:
     """
     if record.mode == "reference":
         return None
-    info = store.head(record.key)
-    if info is None:
+    try:
+        with _readable(store, record.key) as path:
+            return _damage(record, path)
+    except (ObjectNotFound, FileNotFoundError):
         return f"shard {record.shard} of {record.source} is recorded, but {record.key} is gone from the store"
-    with _readable(store, record.key) as path:
-        found = digest_file(path)
-    if (info.size, found) == (record.size_bytes, record.sha256):
-        return None
-    return (
-        f"shard {record.shard} of {record.source} is damaged in the store: recorded sha256 {record.sha256} "
-        f"({record.size_bytes} bytes), found {found} ({info.size} bytes). Ingest it again with force."
-    )
 
 
 def require_shards(
@@ -296,29 +292,34 @@ def describe_keys(keys: Iterable[str], source: Source) -> str:
 def shard_path(store: ObjectStore, source: str, key: str) -> Path:
     """Where a shard that was verified when it was ingested can be read. Raises ShardError where it
     is not here."""
-    lack = _lack(store, read_record(store, source, key), "copy", None)
+    record = read_record(store, source, key)
+    lack = _lack(store, record, "copy", None)
     if lack:
         raise ShardError(
             f"shard {key} of {source} is {lack}. Get it: {command_for([key], get_source(source))}"
         )
-    return shard_file(store, source, key)
+    assert record is not None, "what lacks nothing has a record"
+    return local_copy(store, record.file)
 
 
 def verified_shard_path(store: ObjectStore, source: str, key: str) -> Path:
     """The same, of a shard whose content is verified now. Raises ShardError where it is damaged."""
     path = shard_path(store, source, key)
     record = read_record(store, source, key)
-    problem = verify_shard(store, record) if record else None
+    problem = _damage(record, path) if record else None
     if problem:
         raise ShardError(problem)
     return path
 
 
-def shard_file(store: ObjectStore, source: str, key: str) -> Path:
-    path = store.local_path(shard_key(source, key))
-    if path is None:
-        raise ShardError(f"shard {key} of {source} lies in {store.url}, not on this machine: fetch it first")
-    return path
+def _damage(record: ShardRecord, path: Path) -> str | None:
+    size, found = path.stat().st_size, digest_file(path)
+    if (size, found) == (record.size_bytes, record.sha256):
+        return None
+    return (
+        f"shard {record.shard} of {record.source} is damaged in the store: recorded sha256 {record.sha256} "
+        f"({record.size_bytes} bytes), found {found} ({size} bytes). Ingest it again with force."
+    )
 
 
 def _lack(store: ObjectStore, record: ShardRecord | None, mode: Mode, revision: str | None) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from nanochat.data.tasks import TaskContext, TaskError, load_questions
 from nanochat.recipes import Midtrain, Recipe, Sft
 from nanochat.store import ObjectStore, project_root
 from nanochat.store.digests import digest_json
+from nanochat.store.local import local_copy
 from nanochat.store.receipts import FileRef
 
 TRAIN, VALIDATION, MMLU, ARC_EASY, SKILLS = (
@@ -61,7 +61,7 @@ class StoredHub:
 
     def files(self, repo: str, config: str, split: str) -> list[Path]:
         """Local paths of one split's parquet files. Raises TaskError, HubError."""
-        return [self._local(file) for file in self._references(repo, config, split)]
+        return [local_copy(self._store, file) for file in self._references(repo, config, split)]
 
     def digest(self, repo: str, config: str, split: str) -> str:
         """Of the files' content."""
@@ -77,13 +77,6 @@ class StoredHub:
                 "midtraining_datasets or sft_datasets fetches it"
             )
         return self._datasets.files(repo, config, split)
-
-    def _local(self, file: FileRef) -> Path:
-        path = self._store.local_path(file.key)
-        if path is not None:
-            return path
-        cached = Path(tempfile.gettempdir()) / "nanochat-datasets" / file.sha256
-        return cached if cached.exists() else self._store.fetch(file.key, cached)
 
 
 def task_context(
