@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import dagster as dg
@@ -20,9 +19,11 @@ from nanochat.data.shards import ShardError
 from nanochat.data.sources import SourceError
 from nanochat.data.stage_data import count_characters, write_stage_data
 from nanochat.data.tasks import TaskError
+from nanochat.plan import token_count_key
 from nanochat.recipes import Recipe
 from nanochat.stages import resolve
 from nanochat.store import ObjectStore
+from nanochat.store.local import local_copy
 from nanochat.store.receipts import Receipt, current_receipt
 from nanochat.tokenizer import Tokenizer
 
@@ -93,16 +94,10 @@ def _tokens(store: ObjectStore, recipe: Recipe, receipt: Receipt) -> int | None:
     if tokenizer is None:
         return None
     train = receipt.output("train.jsonl")
-    key = f"{train.key}.tokens/{tokenizer.fingerprint[:12]}.json"
+    key = token_count_key(train.key, tokenizer.fingerprint)
     if store.head(key) is None:
-        with tempfile.TemporaryDirectory(prefix="nanochat-tokens-") as folder:
-            paths = [
-                store.local_path(file.key) or store.fetch(file.key, Path(folder) / file.name)
-                for file in (tokenizer.output("tokenizer.json"), train)
-            ]
-            encoder = Tokenizer.load(paths[0])
-            count = sum(
-                len(encoder.render(conversation).ids) for conversation in read_conversations(paths[1])
-            )
+        encoder = Tokenizer.load(local_copy(store, tokenizer.output("tokenizer.json")))
+        conversations = read_conversations(local_copy(store, train))
+        count = sum(len(encoder.render(conversation).ids) for conversation in conversations)
         store.put(key, json.dumps({"tokens": count}).encode())
     return int(json.loads(store.get(key))["tokens"])

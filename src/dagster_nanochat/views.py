@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nanochat.store import ObjectStore, project_root
 from nanochat.store.files import link_or_copy
+from nanochat.store.local import local_copy
 from nanochat.store.receipts import FileRef, Receipt
 
 _STAGE_FOLDERS = {"base": "checkpoints", "midtrain": "mid_checkpoints", "sft": "sft_checkpoints"}
@@ -38,10 +39,7 @@ def data_folder(store: ObjectStore) -> Path:
 
 def show_file(store: ObjectStore, file: FileRef, destination: Path) -> None:
     """Put one stored file at `destination`, replacing what is there in one step."""
-    path = store.local_path(file.key)
-    if path is None:
-        store.fetch(file.key, destination)
-        return
+    path = local_copy(store, file)
     if destination.exists() and os.path.samefile(path, destination):
         return
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from nanochat.data.conversations import Conversation, Message, Part
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import join_pieces
 from nanochat.recipes import load_recipes
+from nanochat.store.local import local_copy
 from nanochat.store.objects import ObjectStore
 from nanochat.store.receipts import FileRef, Receipt, current_receipt, read_receipt
 
@@ -123,7 +124,9 @@ def load_engine(store: ObjectStore, model: str, source: Source = "sft", device: 
     with tempfile.TemporaryDirectory(prefix="nanochat-chat-") as temporary:
         folder = Path(temporary)
         for file in (*(receipt.output(name) for name in MODEL_FILES), tokenizer_file):
-            verify_file(_bring(store, file, folder / file.name), file, store.url)
+            place = folder / file.name
+            place.symlink_to(local_copy(store, file).resolve())
+            verify_file(place, file, store.url)
         if load_card(folder).tokenizer_sha256 != tokenizer_file.sha256:
             raise ChatError(
                 f"model {model!r} ({source}) was trained with another tokenizer than {tokenizer_file.key}; "
@@ -162,12 +165,3 @@ def _tokenizer_of(store: ObjectStore, receipt: Receipt) -> FileRef:
         f"the tokenizer that stage {receipt.stage} ({receipt.fingerprint[:12]}) was trained with has no "
         f"receipt in {store.url}; materialize tokenizer_training for this model again"
     )
-
-
-def _bring(store: ObjectStore, file: FileRef, destination: Path) -> Path:
-    """The file under `destination`: a link where the store is local, else a copy."""
-    local = store.local_path(file.key)
-    if local is None:
-        return store.fetch(file.key, destination)
-    destination.symlink_to(local.resolve())
-    return destination

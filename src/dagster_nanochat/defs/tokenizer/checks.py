@@ -1,6 +1,5 @@
 """Is the tokenizer a good one? File and round trip block what follows; the others warn."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,34 +15,32 @@ from nanochat.data.sources import get_source
 from nanochat.evaluation import tokenizer_quality as quality
 from nanochat.recipes import Recipe
 from nanochat.store import ObjectStore
+from nanochat.store.local import local_copy
 from nanochat.store.receipts import current_receipt
 from nanochat.tokenizer import Tokenizer
 
 _SAMPLE_CHARACTERS = 2_000_000
 
 
-def _tokenizer_path(store: ObjectStore, recipe: Recipe, folder: Path) -> Path:
+def _tokenizer_path(store: ObjectStore, recipe: Recipe) -> Path:
     receipt = current_receipt(store, recipe.name, "tokenizer")
     if receipt is None:
         raise dg.Failure(
             f"{recipe.name} has no tokenizer to check: materialize tokenizer_training first",
             allow_retries=False,
         )
-    key = receipt.output("tokenizer.json").key
-    return store.local_path(key) or store.fetch(key, folder / "tokenizer.json")
+    return local_copy(store, receipt.output("tokenizer.json"))
 
 
 def _tokenizer(store: ObjectStore, recipe: Recipe) -> Tokenizer:
-    with tempfile.TemporaryDirectory() as folder:
-        return Tokenizer.load(_tokenizer_path(store, recipe, Path(folder)))
+    return Tokenizer.load(_tokenizer_path(store, recipe))
 
 
 @dg.asset_check(asset=tokenizer_training, partitions_def=model_partitions, blocking=True)
 def tokenizer_file_valid(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
     """tokenizer.json loads: every byte is there, no id twice, the nine special tokens where they belong."""
     recipe = required_recipe(context)
-    with tempfile.TemporaryDirectory() as folder:
-        found = quality.file_valid(_tokenizer_path(store.open(), recipe, Path(folder)))
+    found = quality.file_valid(_tokenizer_path(store.open(), recipe))
     return dg.AssetCheckResult(
         passed=found.passes, description=found.problem, metadata={"ids": found.vocab_size or 0}
     )
