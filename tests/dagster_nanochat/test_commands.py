@@ -13,12 +13,15 @@ import dagster as dg
 import pytest
 from standins.checkout import make_checkout
 
+from nanochat.store import FileStore
+from nanochat.store.receipts import current_receipt
+
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, module_environment) -> SimpleNamespace:
-    """A store, a history, and `run(command…)` in the repository with both in the environment."""
+    """A store, a history, and `run(command…, setting…)` in the repository with both in the environment."""
     root = tmp_path_factory.mktemp("project").resolve()
     environment = {
         **os.environ,
@@ -28,11 +31,11 @@ def project(tmp_path_factory, module_environment) -> SimpleNamespace:
         "COLUMNS": "200",
     }
 
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
+    def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],
             cwd=root,
-            env=environment,
+            env={**environment, **settings},
             capture_output=True,
             text=True,
             timeout=280,
@@ -120,12 +123,72 @@ def test_an_unknown_model_is_refused_by_name(project: SimpleNamespace) -> None:
 def test_chat_prints_one_answer_and_nothing_else(
     project: SimpleNamespace, first: subprocess.CompletedProcess[str]
 ) -> None:
-    answers = {project.run("nanochat", "chat", "--model", "tiny", "Who are you?").stdout for _ in range(2)}
-    assert len(answers) == 1, "greedy answers are the same every time"
+    answers = [project.run("nanochat", "chat", "--model", "tiny", "Who are you?") for _ in range(2)]
+    for result in answers:
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.strip()
+    assert answers[0].stdout == answers[1].stdout, "greedy answers are the same every time"
     result = project.run(
         "nanochat", "chat", "--model", "tiny", "--source", "base", "--max-tokens", "4", "The"
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_forced_stage_gets_a_new_receipt_and_the_others_keep_theirs(
+    project: SimpleNamespace, first: subprocess.CompletedProcess[str]
+) -> None:
+    store = FileStore(project.root / "data" / "store")
+    stages = ("tokenizer", "base", "midtrain", "sft")
+    before = {stage: current_receipt(store, "tiny", stage) for stage in stages}
+    forced = project.run("nanochat", "quickstart", "--model", "tiny", "--force", "--stages", " sft, ")
+    assert forced.returncode == 0, forced.stdout + forced.stderr
+    after = {stage: current_receipt(store, "tiny", stage) for stage in stages}
+    assert [stage for stage in stages if before[stage] != after[stage]] == ["sft"]
+    assert after["sft"].fingerprint == before["sft"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            ("--force", "--stages", "base,stf"),
+            "--stages: no stage is called 'stf'; there are tokenizer, base",
+        ),
+        (("--force", "--stages", ","), "--stages names no stage"),
+        (("--stages", "sft"), "--stages sft says what --force rebuilds: give --force too"),
+        (("--model", "twin", "--force", "--stages", "sft"), "sft is switched off in the recipe of twin"),
+    ],
+)
+def test_stages_that_force_nothing_are_refused(
+    project: SimpleNamespace, options: tuple[str, ...], reason: str
+) -> None:
+    result = project.run("nanochat", "quickstart", "--model", "tiny", *options)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert reason in result.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "quickstart"])
+def test_a_store_that_is_no_use_is_told_in_one_line(
+    project: SimpleNamespace, command: str, tmp_path: Path
+) -> None:
+    result = project.run("nanochat", command, "--model", "tiny", NANOCHAT_STORE="s3://bucket/x")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: NANOCHAT_STORE='s3://bucket/x': ")
+    damaged = FileStore(tmp_path / "store")
+    damaged.put("models/tiny/base.json", b"{")
+    result = project.run("nanochat", command, "--model", "tiny", NANOCHAT_STORE=str(damaged.root))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: models/tiny/base.json is not JSON")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_store_that_cannot_be_written_is_told_by_quickstart(project: SimpleNamespace) -> None:
+    result = project.run("nanochat", "quickstart", "--model", "tiny", NANOCHAT_STORE="/proc/store")
+    assert result.returncode == 1
+    assert "/proc/store" in result.stderr
+    assert "point NANOCHAT_STORE at another place" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_dg_launch_and_dagster_materialize_share_one_history(

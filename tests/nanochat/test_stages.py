@@ -145,15 +145,6 @@ def test_moving_the_store_changes_nothing(recipe: Recipe, store: FileStore, tmp_
     assert stale(recipe, FileStore(tmp_path / "elsewhere")) == set()
 
 
-def test_thread_count_and_world_size_change_nothing(
-    recipe: Recipe, store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build(recipe, store)
-    monkeypatch.setenv("NANOCHAT_THREADS", "7")
-    monkeypatch.setenv("NANOCHAT_PROCESSES", "3")
-    assert stale(recipe, store) == set()
-
-
 def test_another_name_is_the_same_model(recipe: Recipe, store: FileStore) -> None:
     build(recipe, store)
     assert stale(recipe.replace(name="two", description="other words"), store) == set()
