@@ -106,9 +106,13 @@ def _show_plan(plan: ModelPlan, *, memory_bytes: int) -> None:
 
 
 def _show_reasons(console: Console, stages: tuple[StagePlan, ...]) -> None:
+    """Each reason once, with the stages that have it."""
+    having: dict[str, list[str]] = {}
     for stage in stages:
         for reason in stage.reasons:
-            console.print(f"  {stage.stage}: {reason}")
+            having.setdefault(reason, []).append(stage.stage)
+    for reason, names in having.items():
+        console.print(f"  {', '.join(names)}: {reason}")
 
 
 def _si(number: float) -> str:

@@ -200,7 +200,8 @@ def resolve(recipe: Recipe, store: ObjectStore) -> dict[str, StageState]:
 def _resolve_stage(
     spec: StageSpec, recipe: Recipe, store: ObjectStore, states: Mapping[str, StageState]
 ) -> StageState:
-    needs = [f"stage {name} lacks data of its own" for name in spec.upstream if not states[name].fingerprint]
+    waits_for = [name for name in spec.upstream if not states[name].fingerprint]
+    needs = [f"{', '.join(waits_for)} first"] if waits_for else []
     data: Mapping[str, str] = {}
     try:
         data = spec.data(recipe, store)
