@@ -31,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from nanochat.attempts import CancelRequest, cancel_requested
 from nanochat.events import encode_event
 from nanochat.failures import Failure
 from nanochat.machine import gpu_usage
@@ -119,6 +120,7 @@ class Supervisor:
         self._watch_expires_at: datetime.datetime | None = None
         self._watch_seen_at = time.monotonic()
         self._signalled: str | None = None
+        self._cancel: CancelRequest | None = None
         self._tail: list[str] = []
 
     def run(self) -> int:
@@ -233,8 +235,15 @@ class Supervisor:
 
     def _watch_over(self, process: subprocess.Popen[str], started: float) -> _Ending | None:
         """Until the training processes have ended (None) or have to be stopped."""
+        kept_up_at = time.monotonic()
         while process.poll() is None:
-            self._keep_up()
+            try:
+                self._keep_up()
+                kept_up_at = time.monotonic()
+            except StoreError:
+                # A store may be away for a moment. Before the lease runs out, training has to end.
+                if time.monotonic() - kept_up_at > LEASE_TTL_S / 2:
+                    raise
             ending = self._reason_to_stop(time.monotonic() - started)
             if ending is not None:
                 self._shipper.emit("log", level="warning", message=f"stopping: {ending.message}")
@@ -247,11 +256,12 @@ class Supervisor:
         self._shipper.ship()
         if time.monotonic() < self._renew_at:
             return
-        self._renew_at = time.monotonic() + _RENEW_EVERY_S
         self._lease.renew()
+        self._renew_at = time.monotonic() + _RENEW_EVERY_S
         usage = gpu_usage()
         if usage:
             self._shipper.emit("gpu", **usage)
+        self._cancel = cancel_requested(self._store, self._job.prefix, self._job.token)
         watch = read_lease(self._store, f"{self._job.prefix}/watch.json")
         expires_at = watch.expires_at if watch else None
         if expires_at != self._watch_expires_at:
@@ -266,6 +276,8 @@ class Supervisor:
         job = self._job
         if self._signalled:
             return _Ending(failure=Failure.CANCELLED, message=f"asked to stop by {self._signalled}")
+        if self._cancel is not None:
+            return _Ending(failure=Failure.CANCELLED, message=f"asked to stop by {self._cancel.by}")
         if elapsed_s > job.deadline_s:
             return _Ending(
                 failure=Failure.DEADLINE, message=f"ran for {elapsed_s:.0f} s of {job.deadline_s:.0f} s"

@@ -172,9 +172,9 @@ def test_stages_that_force_nothing_are_refused(
 def test_a_store_that_is_no_use_is_told_in_one_line(
     project: SimpleNamespace, command: str, tmp_path: Path
 ) -> None:
-    result = project.run("nanochat", command, "--model", "tiny", NANOCHAT_STORE="s3://bucket/x")
+    result = project.run("nanochat", command, "--model", "tiny", NANOCHAT_STORE="gs://bucket/x")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: NANOCHAT_STORE='s3://bucket/x': ")
+    assert result.stderr.startswith("error: NANOCHAT_STORE='gs://bucket/x': ")
     damaged = FileStore(tmp_path / "store")
     damaged.put("models/tiny/base.json", b"{")
     result = project.run("nanochat", command, "--model", "tiny", NANOCHAT_STORE=str(damaged.root))

@@ -185,12 +185,34 @@ def test_no_worker_outlives_a_killed_torchrun(start: Start) -> None:
     assert not trainer.is_running()
 
 
-def test_a_store_that_fails_ends_the_training_and_the_last_words_say_why(start: Start) -> None:
-    attempt = start("while True: say('on'), time.sleep(0.1)")
-    trainer = attempt.trainer()
+def break_store(attempt: Attempt) -> Callable[[], None]:
+    """No event can be written any more, until what is returned is called."""
     attempts = attempt.store.root / PREFIX / "attempts"
-    attempts.rename(attempts.with_name("elsewhere"))
+    elsewhere = attempts.rename(attempts.with_name("elsewhere"))
     attempts.write_text("no folder any more")
+
+    def mend() -> None:
+        attempts.unlink()
+        elsewhere.rename(attempts)
+
+    return mend
+
+
+def test_a_store_that_is_away_for_a_moment_ends_no_training(start: Start) -> None:
+    attempt = start(f"for n in range(30): say(f'on {{n}}'), time.sleep(0.1)\nRESULT = {{}}{FINISH}")
+    attempt.trainer()
+    mend = break_store(attempt)
+    time.sleep(1.5)
+    mend()
+    assert attempt.end()["type"] == "finished", attempt.errors
+    said = [event["message"] for event in attempt.events if event.get("message", "").startswith("on ")]
+    assert said == [f"on {n}" for n in range(30)]
+
+
+def test_a_store_that_fails_ends_the_training_and_the_last_words_say_why(start: Start) -> None:
+    attempt = start("while True: say('on'), time.sleep(0.1)", LEASE_TTL_S=3.0, _RENEW_EVERY_S=0.5)
+    trainer = attempt.trainer()
+    break_store(attempt)
     assert attempt.process.wait(timeout=25) == 1
     assert not trainer.is_running()
     assert "cannot report" in attempt.errors
