@@ -14,6 +14,8 @@ def register(app: typer.Typer) -> None:
     app.command()(quickstart)
     app.command()(plan)
     app.command()(status)
+    app.command()(logs)
+    app.command()(cancel)
 
 
 def quickstart(
@@ -49,6 +51,27 @@ def status(
     from dagster_nanochat.reporting import print_status
 
     _exit(lambda: print_status(model, as_json=as_json))
+
+
+def logs(
+    model: Annotated[str, typer.Option(help="Which model.")],
+    stage: Annotated[str, typer.Option(help="Which of its training stages: base, midtrain or sft.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the attempt has ended.")] = False,
+) -> None:
+    """Show what the current or the last attempt at a stage has said."""
+    from dagster_nanochat.attempts import print_logs
+
+    _exit(lambda: print_logs(model, stage, follow=follow))
+
+
+def cancel(
+    model: Annotated[str, typer.Option(help="Which model.")],
+    stage: Annotated[str, typer.Option(help="Which of its training stages: base, midtrain or sft.")],
+) -> None:
+    """End the live attempt at a stage, wherever it runs, after a checkpoint."""
+    from dagster_nanochat.attempts import cancel_attempt
+
+    _exit(lambda: cancel_attempt(model, stage))
 
 
 def _forced(force: bool, stages: str | None) -> str:

@@ -16,6 +16,7 @@ import dagster as dg
 from dagster._core.pipes.context import PipesMessageHandler
 from dagster_pipes import PIPES_PROTOCOL_VERSION, PipesContextData, PipesMessage, PipesParams
 
+from nanochat.attempts import describe
 from nanochat.events import Cursor, Event, EventStream
 from nanochat.store import ObjectNotFound, ObjectStore
 from nanochat.store.documents import Document
@@ -112,6 +113,10 @@ def save_cursor(store: ObjectStore, key: str, cursor: Cursor) -> None:
     store.put(key, Reading(offset=cursor.offset).to_bytes())
 
 
+# Log lines reach Dagster as Pipes messages, and how an attempt ends is the step's to tell.
+_TOLD = {"step", "eval", "checkpoint", "phase"}
+
+
 class LiveReport:
     """A stage's events for people: progress as log lines, metrics as observations of its live asset."""
 
@@ -124,24 +129,19 @@ class LiveReport:
         self._gpu: dict[str, float] = {}
 
     def tell(self, event: Event) -> None:
-        kind, log = event["type"], self._context.log
+        kind = event["type"]
         if kind == "step":
             self._steps = int(event["steps"])
-            if event["step"] == 1 or self._due(kind, int(event["step"]), STEP_POINTS):
-                log.info(progress_line(self._stage, event))
-                self._observe({**_numbers(event), **self._gpu})
+            if event["step"] != 1 and not self._due(kind, int(event["step"]), STEP_POINTS):
+                return
+            self._observe({**_numbers(event), **self._gpu})
         elif kind == "gpu":
             self._gpu = _numbers(event)
-        elif kind == "eval":
+        elif kind == "eval" and self._due(kind, int(event["step"]), EVAL_POINTS):
             metrics = {name: float(value) for name, value in event["metrics"].items() if value is not None}
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            log.info(f"{self._stage} step {event['step']}: {shown}")
-            if self._due(kind, int(event["step"]), EVAL_POINTS):
-                self._observe({"step": float(event["step"]), **metrics})
-        elif kind == "checkpoint":
-            log.info(f"{self._stage} step {event['step']}: checkpoint committed")
-        elif kind == "phase":
-            log.info(f"{self._stage}: {event['name']}")
+            self._observe({"step": float(event["step"]), **metrics})
+        if kind in _TOLD:
+            self._context.log.info(describe(event, self._stage))
 
     def _due(self, kind: str, step: int, points: int) -> bool:
         """Whether the training is in another of `points` equal parts than at the last point shown."""
@@ -152,18 +152,6 @@ class LiveReport:
 
     def _observe(self, metrics: dict[str, float]) -> None:
         self._context.log_event(dg.AssetObservation(asset_key=self._asset, metadata=metrics))
-
-
-def progress_line(stage: str, event: Event) -> str:
-    """``base  400/1600  loss 2.31  41.2k tok/s  ETA 1:58``."""
-    eta = int(event.get("eta_s") or 0)
-    rate = float(event.get("tokens_per_s") or 0)
-    loss = event.get("loss")
-    return (
-        f"{stage} step {event['step']}/{event['steps']}  "
-        f"loss {'nan' if loss is None else f'{loss:.3f}'}  "
-        f"{rate / 1000:.1f}k tok/s  ETA {eta // 60}:{eta % 60:02d}"
-    )
 
 
 def _numbers(event: Event) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import dagster as dg
 import psutil
 import pytest
 
+from dagster_nanochat.attempts import cancel_attempt, print_logs
 from nanochat.stages import resolve
 from nanochat.store import FileStore
 from nanochat.store.leases import LeaseKeeper, read_lease, utc_now
@@ -244,6 +246,37 @@ def test_terminating_a_run_ends_its_processes(project: SimpleNamespace, run: Cal
     assert "CANCELLED" in training.end().reason
     assert psutil.wait_procs(family, timeout=1)[1] == []
     assert not log.exists()
+
+
+def test_a_live_attempt_is_shown_and_cancelled_through_the_store_alone(
+    project: SimpleNamespace, run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = run("slow", tags={"nanochat/max_hours": "100"})
+    supervisor_of(project, "slow")
+    assert cancel_attempt("slow", "base") == 0
+    assert re.search("has stopped; the next run goes on from its last checkpoint$", capsys.readouterr().out)
+    assert "base of slow ended with CANCELLED: asked to stop by " in training.end().reason
+    assert print_logs("slow", "base", follow=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  base: attempt \S+ on \S+ \(pid \d+\)", lines[0])
+    assert re.match(r"\d\d:\d\d:\d\d  base: ended with CANCELLED: asked to stop by ", lines[-1])
+    assert cancel_attempt("slow", "base") == 1
+    assert capsys.readouterr().err == "error: nothing works on base of slow now\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "message"),
+    [
+        ("tiny", "tokenizer", "tiny has no training stage 'tokenizer'; it has: base, midtrain, sft"),
+        ("none", "base", "unknown model 'none'"),
+        ("tiny", "sft", "sft of tiny "),
+    ],
+)
+def test_logs_of_what_there_is_not_say_so(
+    project: SimpleNamespace, model: str, stage: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert print_logs(model, stage, follow=False) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_a_stage_whose_supervisor_is_killed_is_lost(
