@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(logs)
     app.command()(cancel)
+    app.command()(doctor)
 
 
 def quickstart(
@@ -72,6 +73,13 @@ def cancel(
     from dagster_nanochat.attempts import cancel_attempt
 
     _exit(lambda: cancel_attempt(model, stage))
+
+
+def doctor() -> None:
+    """Check what the configured launcher and store need, and say what to do about what is wrong."""
+    from dagster_nanochat.doctor import print_doctor
+
+    _exit(print_doctor)
 
 
 def _forced(force: bool, stages: str | None) -> str:

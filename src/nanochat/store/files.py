@@ -102,7 +102,7 @@ class FileStore:
         return self._path(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        folder = self.root / prefix if prefix.endswith("/") else (self.root / prefix).parent
+        folder = self.root / prefix[: prefix.rfind("/") + 1]
         found = []
         for directory, _, names in os.walk(folder):
             for name in names:

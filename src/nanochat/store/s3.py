@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,13 @@ class S3Store:
     def read_appended(self, key: str, offset: int) -> bytes:
         before = f"{key}/{offset - 1:0{_OFFSET_DIGITS}d}" if offset else None
         return b"".join(self.get(chunk.key) for chunk in self._list(f"{key}/", after=before))
+
+    def clock_difference_s(self) -> float:
+        """How far this machine's clock is ahead of the service's, to a second."""
+        with self._errors("read", "the clock"):
+            answer = self._s3.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+        told = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return time.time() - told.timestamp()
 
     @property
     def _s3(self) -> Any:

@@ -75,8 +75,10 @@ def test_list_shows_whole_objects_only_in_key_order(store: FileStore) -> None:
     for key in ("b/2", "b/1", "c"):
         store.put(key, b"x")
     (store.root / "b" / ".tmp-left-over").write_bytes(b"half")
+    (store.root.parent / "beside").write_bytes(b"of somebody else")
     assert [info.key for info in store.list("b/")] == ["b/1", "b/2"]
     assert [info.key for info in store.list("")] == ["b/1", "b/2", "c"]
+    assert [info.key for info in store.list("b")] == ["b/1", "b/2"]
 
 
 def test_put_file_and_fetch_round_trip(store: FileStore, tmp_path) -> None:

@@ -1,0 +1,79 @@
+"""What doctor says of a machine that lacks something, with the next step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from standins import s3
+
+from dagster_nanochat.doctor import Finding, Verdict, examine, print_doctor
+from nanochat.store import FileStore, S3Store
+
+
+def finding(what: str) -> Finding:
+    return next(found for found in examine() if found.what == what)
+
+
+@pytest.fixture(autouse=True)
+def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "dagster.yaml").touch()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NANOCHAT_STORE", str(tmp_path / "store"))
+
+
+def test_a_machine_in_order_passes_and_the_store_is_left_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert print_doctor() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ok       store: {(tmp_path / 'store').as_uri()} can be written and read" in lines
+    assert "ok       store's conditional puts: kept, so no stage has two builders" in lines
+    assert list(FileStore(tmp_path / "store").list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "what", "verdict", "message"),
+    [
+        ("DAGSTER_HOME", "history", "Dagster's history", Verdict.FAILED, "is not absolute"),
+        ("DAGSTER_HOME", "/proc", "Dagster's history", Verdict.WARNING, "has no dagster.yaml"),
+        ("NANOCHAT_LAUNCHER", "moon", "launcher", Verdict.FAILED, "unknown launcher 'moon'"),
+        ("NANOCHAT_THREADS", "many", "launcher", Verdict.FAILED, "NANOCHAT_THREADS='many' is not a number"),
+        ("CXX", "no-such-compiler", "C++ compiler", Verdict.WARNING, "without torch.compile"),
+        ("NANOCHAT_STORE", "ftp://x", "store", Verdict.FAILED, "ftp:// is no store that is known"),
+        ("NANOCHAT_STORE", "/dev/null/store", "store", Verdict.FAILED, "Check that the folder is writable"),
+    ],
+)
+def test_what_is_wrong_is_found(
+    variable: str, value: str, what: str, verdict: Verdict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    found = finding(what)
+    assert (found.verdict, message in found.found) == (verdict, True), found
+
+
+@pytest.mark.parametrize("ignored", ["if_absent", "if_match"])
+def test_a_store_that_ignores_conditions_is_found_out(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = FileStore.put
+
+    def careless(self: FileStore, key: str, data: bytes, **conditions: object) -> str:
+        conditions.pop(ignored, None)
+        return put(self, key, data, **conditions)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FileStore, "put", careless)
+    found = finding("store's conditional puts")
+    assert found.verdict is Verdict.FAILED
+    assert f"ignores conditional puts ({ignored})" in found.found
+
+
+@pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed")
+def test_a_bucket_is_tried_and_its_clock_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.serve(tmp_path / "s3") as server:
+        for name, value in {**server.environment, "NANOCHAT_STORE": f"s3://{s3.BUCKET}/probe"}.items():
+            monkeypatch.setenv(name, value)
+        assert finding("store's conditional puts").verdict is Verdict.OK
+        assert finding("clock").verdict is Verdict.OK
+        assert list(S3Store(s3.BUCKET).list("")) == []
+        monkeypatch.setattr(S3Store, "clock_difference_s", lambda self: -300.0)
+        assert finding("clock").found == "300 s behind the store's: set it (NTP)"
