@@ -77,6 +77,19 @@ def test_a_second_quickstart_says_stage_by_stage_that_it_is_fresh(
     assert "launched" not in second.stdout
 
 
+def test_quickstart_of_a_model_without_a_chat_stage_ends_well(
+    project: SimpleNamespace, first: subprocess.CompletedProcess[str]
+) -> None:
+    result = project.run("nanochat", "quickstart", "--model", "twin")
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.strip().splitlines()
+    assert lines[-3:] == [
+        "midtrain: switched off",
+        "sft: switched off",
+        "answer: (none: the model has no stage to chat with)",
+    ]
+
+
 def test_status_shows_each_stage_with_its_receipt(
     project: SimpleNamespace, first: subprocess.CompletedProcess[str]
 ) -> None:

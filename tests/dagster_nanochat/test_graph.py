@@ -15,7 +15,7 @@ from safetensors import safe_open
 from nanochat.events import EventStream
 from nanochat.stages import Status, resolve
 from nanochat.store import FileStore
-from nanochat.store.receipts import current_receipt
+from nanochat.store.receipts import current_receipt, point
 
 TRAINING = ("base", "midtrain", "sft")
 
@@ -223,6 +223,8 @@ def test_a_second_run_trains_nothing_and_says_so(
 
 
 def test_two_models_with_an_equal_base_pay_for_one(built: SimpleNamespace) -> None:
+    # As if twin had been fine-tuned before that was switched off.
+    point(built.store, "twin", "sft", current_receipt(built.store, "tiny", "sft").fingerprint)
     result = built.run("model_training", {"dagster/partition": "twin"})
     assert failures(result) == []
     made = {
