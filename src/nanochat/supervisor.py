@@ -40,6 +40,7 @@ from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import LeaseKeeper, LeaseLost, read_lease, utc_now
 from nanochat.store.objects import StoreError
 from nanochat.store.receipts import AttemptCost, FileRef, Receipt, write_receipt
+from nanochat.training.checkpoint_folders import drop_leftovers
 from nanochat.training.job import TrainingJob
 
 if TYPE_CHECKING:
@@ -184,6 +185,11 @@ class Supervisor:
                 failure=Failure.FAILED,
                 message=f"training ended well, but its result cannot be recorded: {error}",
             )
+        try:
+            drop_leftovers(self._store, self._job.prefix)
+        except (ValueError, StoreError) as error:
+            # The stage is complete all the same; what is left over takes room, no more.
+            self._shipper.emit("log", level="warning", message=f"old checkpoints were not removed: {error}")
         self._shipper.emit("finished", receipt=receipt.digest(), seconds=round(receipt.seconds, 1))
         return None
 

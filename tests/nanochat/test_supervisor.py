@@ -164,6 +164,14 @@ def test_a_result_that_names_no_attempts_is_this_attempts_alone(start: Start) ->
     assert [cost.token for cost in receipt.attempts] == ["t1"]
 
 
+def test_checkpoints_that_no_receipt_names_are_gone_once_the_receipt_is_written(start: Start) -> None:
+    attempt = start(f"time.sleep(1.5)\nRESULT = {{}}{FINISH}")
+    leftover = f"{PREFIX}/checkpoints/t0/step_00000010/manifest.json"
+    attempt.store.put(leftover, b"{}")
+    assert attempt.end()["type"] == "finished", attempt.errors
+    assert attempt.store.head(leftover) is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_no_training_outlives_a_killed_supervisor(start: Start) -> None:
     attempt = start(SLEEP)
