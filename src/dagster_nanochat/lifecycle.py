@@ -155,7 +155,7 @@ def wait_for_lease(
 ) -> HeldLease:
     """Take a lease as soon as it is free, saying meanwhile what `waits` makes of who has it.
 
-    Raises AttemptFailed when the run is terminated.
+    Raises DagsterExecutionInterruptedError when the run is terminated.
     """
     said: str | None = None
     while True:
@@ -276,10 +276,13 @@ def _close_dead_run(context: dg.AssetExecutionContext, watch: Lease, what: str) 
 
 
 def raise_if_cancelled(context: dg.AssetExecutionContext) -> None:
-    """Dagster cannot interrupt a run that a foreground command executes, so its status is polled."""
+    """Dagster cannot interrupt a run that a foreground command executes, so its status is polled.
+
+    What is raised then is what Dagster raises where it can: the run ends as cancelled, not as failed.
+    """
     run = context.instance.get_run_by_id(context.run.run_id)
     if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
-        raise AttemptFailed(Failure.CANCELLED, "the run was terminated")
+        raise dg.DagsterExecutionInterruptedError("the run was terminated")
 
 
 class _Attempt:

@@ -73,11 +73,11 @@ def run_quickstart(model: str, *, force: str, question: str) -> int:
         tags = {FORCE_TAG: force} if force else {}
         ingested = _run(definitions, "ingest_shards", instance, _shard_tags(recipe), {})
         if not ingested.success:
-            return _explain(ingested)
+            return _explain(ingested, instance)
         config = {"ops": {"chat_inference": {"config": {"question": question}}}}
         trained = _run(definitions, "model_training", instance, {"dagster/partition": model, **tags}, config)
-    if not trained.success:
-        return _explain(trained)
+        if not trained.success:
+            return _explain(trained, instance)
     _summarise(trained, recipe, seconds=time.monotonic() - start)
     return 0
 
@@ -105,7 +105,13 @@ def _run(
     )
 
 
-def _explain(result: dg.ExecuteInProcessResult) -> int:
+def _explain(result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance) -> int:
+    run = instance.get_run_by_id(result.run_id)
+    if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
+        print(
+            f"run {result.run_id} was terminated; the same command goes on from where it was", file=sys.stderr
+        )
+        return 1
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 from nanochat.data.identity import DataNeeded, conversation_digests, shard_digests
 from nanochat.recipes import Recipe
 from nanochat.store import ObjectStore
-from nanochat.store.documents import Document
+from nanochat.store.documents import Document, DocumentError
 from nanochat.store.fingerprint import encode, fingerprint
-from nanochat.store.layout import pointer_key, stage_prefix
+from nanochat.store.layout import stage_prefix
 from nanochat.store.leases import Lease, read_lease, utc_now
 from nanochat.store.objects import ObjectNotFound
-from nanochat.store.receipts import Pointer, Receipt, missing_outputs, read_receipt
+from nanochat.store.receipts import Receipt, missing_outputs, read_pointer, read_receipt
 
 # Fields that say how a stage reports, not what it makes: they enter no fingerprint.
 _REPORTING = frozenset({"eval_every", "checkpoint_every", "sample_prompts", "ngram_baselines"})
@@ -273,11 +273,17 @@ def _changed_inputs(receipt: Receipt, states: Mapping[str, StageState]) -> list[
 
 
 def _pointed_identity(store: ObjectStore, model: str, stage: str) -> Identity | None:
+    pointer = read_pointer(store, model, stage)
+    if pointer is None:
+        return None
+    key = f"{stage_prefix(stage, pointer.fingerprint)}/identity.json"
     try:
-        pointer = Pointer.read(store, pointer_key(model, stage))
-        return Identity.read(store, f"{stage_prefix(stage, pointer.fingerprint)}/identity.json")
+        identity = Identity.read(store, key)
     except ObjectNotFound:
         return None
+    if identity.fingerprint != pointer.fingerprint:
+        raise DocumentError(f"{key} is the identity of {identity.stage} {identity.fingerprint[:12]}")
+    return identity
 
 
 def difference(old: Identity, new: Identity) -> list[str]:

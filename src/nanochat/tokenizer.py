@@ -9,7 +9,8 @@ It is kept as JSON (`tokenizer.json`), never as a pickle::
     {"schema": "nanochat.tokenizer", "version": 1, "pattern": "…", "ranks": ["AA==", …],
      "special_tokens": {"<|bos|>": 65527, …}, "provenance": {…}}
 
-`ranks` are the tokens' bytes in base64, in id order; `provenance` says what it was trained on.
+`ranks` are the tokens' bytes in base64, in id order; `provenance` says what it was trained on; at the end
+stands the digest of the rest (`document_sha256`).
 """
 
 from __future__ import annotations
@@ -152,8 +153,8 @@ class Tokenizer:
     # Files
 
     def to_json(self) -> dict[str, Any]:
-        """The content of tokenizer.json."""
-        return json.loads(self._document().to_bytes())
+        """The content of tokenizer.json, but for the digest at its end."""
+        return self._document().to_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.json; the file is whole or not there."""

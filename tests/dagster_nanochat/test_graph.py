@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckKey
 from safetensors import safe_open
+from standins.mutations import ARTEFACTS, copy_of, find, mutations, read_everything
 
 from nanochat.events import EventStream
 from nanochat.stages import Status, resolve
@@ -241,6 +243,32 @@ def test_two_models_with_an_equal_base_pay_for_one(built: SimpleNamespace) -> No
     assert not (built.root / "checkpoint" / "twin").exists()
     twin, tiny = (current_receipt(built.store, model, "base") for model in ("twin", "tiny"))
     assert twin == tiny
+
+
+def test_a_store_in_order_gives_nobody_cause_to_complain(built: SimpleNamespace, tmp_path: Path) -> None:
+    assert read_everything(built.store, built.recipe, tmp_path) == []
+
+
+@pytest.mark.parametrize("artefact", ARTEFACTS)
+def test_a_mutated_artefact_is_refused_by_name(built: SimpleNamespace, artefact: str, tmp_path: Path) -> None:
+    pattern, other = ARTEFACTS[artefact]
+    touched = tmp_path / "unpickled"
+    store = copy_of(built.store, tmp_path / "store")
+    path, sibling = find(store, pattern), find(store, other)
+    content = path.read_bytes()
+    names = {path.relative_to(store.root).as_posix(), path.name if "shards" not in path.parts else path.stem}
+    unnamed = []
+    for what, mutated in mutations(content, sibling.read_bytes(), touched):
+        if mutated == content:
+            continue
+        path.write_bytes(mutated)
+        said = read_everything(store, built.recipe, tmp_path / "work")
+        mended = path.read_bytes() == content
+        if not mended and not any(name in words for name in names for words in said):
+            unnamed.append((what, said))
+        path.write_bytes(content)
+    assert unnamed == []
+    assert not touched.exists(), "something was unpickled"
 
 
 def test_forcing_a_stage_makes_what_was_built_on_it_stale(built: SimpleNamespace) -> None:

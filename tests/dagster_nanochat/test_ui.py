@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from standins.checkout import make_checkout, stop_server
+from standins.checkout import make_checkout, serve
 
 BIN = Path(sys.executable).parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,32 +34,8 @@ def server(tmp_path_factory, module_environment) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         timeout=280,
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (root / "dg-dev.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(BIN / "dg"), "dev", "--port", str(port), "--host", "127.0.0.1"],
-            cwd=root,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 120
-            while True:
-                try:
-                    if httpx.get(f"{url}/server_info", timeout=5).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    assert process.poll() is None, (root / "dg-dev.log").read_text()[-3000:]
-                    assert time.monotonic() < deadline, (root / "dg-dev.log").read_text()[-3000:]
-                    time.sleep(0.5)
-            yield url
-        finally:
-            stop_server(process)
+    with serve(root, environment, "dg", "dev") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

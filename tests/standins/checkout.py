@@ -10,9 +10,14 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import httpx
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -32,6 +37,49 @@ def make_checkout(folder: Path) -> dict[str, str]:
         "NANOCHAT_THREADS": "1",
         "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
     }
+
+
+@contextlib.contextmanager
+def serve(root: Path, environment: dict[str, str], *command: str) -> Iterator[str]:
+    """Run `dg dev`, or another command that serves Dagster's pages, in `root`; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = root / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).parent / command[0]),
+                *command[1:],
+                "--port",
+                str(port),
+                "--host",
+                "127.0.0.1",
+            ],
+            cwd=root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not _answers(f"{url}/server_info"):
+            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+            time.sleep(0.3)
+        yield url
+    finally:
+        stop_server(process)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def stop_server(process: subprocess.Popen[bytes]) -> None:

@@ -37,7 +37,7 @@ class Counted:
 
 
 def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenizer) -> Counted:
-    """The shard's counts file, made if it is missing or of other bytes.
+    """The shard's counts file, made if it is missing, damaged, or of other bytes.
 
     Raises ShardError where the shard is not in the store or its bytes are not the recorded ones, and
     what `count_shard` raises.
@@ -49,7 +49,9 @@ def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenize
     found = _read(store, key)
     info = store.head(key)
     if found and info and (found.shard_sha256, found.size_bytes) == (record.sha256, info.size):
-        return _counted(key, found, new=False)
+        counts = store.local_path(key)
+        if counts is None or _is_intact(counts, record.sha256):
+            return _counted(key, found, new=False)
     with tempfile.TemporaryDirectory(prefix="nanochat-counts-") as folder:
         made = Path(folder) / "counts"
         totals = count_shard(path, made, section)
@@ -69,6 +71,14 @@ def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenize
     )
     store.put(f"{key}.json", counted.to_bytes())
     return _counted(key, counted, new=True)
+
+
+def _is_intact(counts: Path, shard_sha256: str) -> bool:
+    """Whether the file keeps its checksum and says that it counts that shard."""
+    try:
+        return counted_sha256(counts) == shard_sha256
+    except (ValueError, OSError):
+        return False
 
 
 def _counted(key: str, record: CountsRecord, *, new: bool) -> Counted:

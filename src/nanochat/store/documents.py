@@ -2,7 +2,8 @@
 
 A document of a newer version than this code knows is refused by name; an older one is read (a
 field that came later has a default). Unknown fields of a known version are refused: they mean that
-the document was not written by this project.
+the document was not written by this project. A document ends with the digest of the rest of it, so
+a flipped bit is found out; one without (written by hand, or before there was one) is read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nanochat.recipes import explain
+from nanochat.store.digests import digest_json
 from nanochat.store.objects import ObjectStore
+
+_DIGEST = "document_sha256"
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 class DocumentError(ValueError):
@@ -27,15 +35,22 @@ class Document(BaseModel):
     schema_name: ClassVar[str]
     schema_version: ClassVar[int] = 1
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the digest at the end."""
+        return {"schema": self.schema_name, "version": self.schema_version, **self.model_dump(mode="json")}
+
     def to_bytes(self) -> bytes:
-        body = {"schema": self.schema_name, "version": self.schema_version, **self.model_dump(mode="json")}
+        body = self.to_json()
+        body[_DIGEST] = digest_json(body)
         return (json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
         """Parse; `name` is what the error calls the document. Raises DocumentError."""
         try:
-            body: Any = json.loads(data)
+            body: Any = json.loads(data, parse_constant=_no_number)
+            told = body.pop(_DIGEST, None) if isinstance(body, dict) else None
+            found_digest = None if told is None else digest_json(body)
         except (ValueError, RecursionError) as error:
             raise DocumentError(f"{name} is not JSON ({error}); it is damaged or not ours") from error
         if not isinstance(body, dict) or body.get("schema") != cls.schema_name:
@@ -48,6 +63,11 @@ class Document(BaseModel):
             raise DocumentError(
                 f"{name} has schema version {version} of {cls.schema_name}; this code knows up to "
                 f"{cls.schema_version}. Update dagster-nanochat to read it."
+            )
+        if told != found_digest:
+            raise DocumentError(
+                f"{name} is damaged: its content is not that of the digest at its end. Restore it, or, if "
+                f"somebody changed it on purpose, take its {_DIGEST} out"
             )
         fields = {key: value for key, value in body.items() if key not in ("schema", "version")}
         try:

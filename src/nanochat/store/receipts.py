@@ -161,13 +161,23 @@ def point(store: ObjectStore, model: str, stage: str, fingerprint: str) -> None:
         store.put(key, data)
 
 
-def current_receipt(store: ObjectStore, model: str, stage: str) -> Receipt | None:
-    """The receipt that the model's pointer leads to, or None."""
+def read_pointer(store: ObjectStore, model: str, stage: str) -> Pointer | None:
+    """Which fingerprint is the model's current one of `stage`, or None. Raises DocumentError for a
+    damaged pointer and for that of another model or stage."""
+    key = pointer_key(model, stage)
     try:
-        pointer = Pointer.read(store, pointer_key(model, stage))
+        pointer = Pointer.read(store, key)
     except ObjectNotFound:
         return None
-    return read_receipt(store, stage, pointer.fingerprint)
+    if (pointer.model, pointer.stage) != (model, stage):
+        raise DocumentError(f"{key} is the pointer of {pointer.model}'s {pointer.stage}")
+    return pointer
+
+
+def current_receipt(store: ObjectStore, model: str, stage: str) -> Receipt | None:
+    """The receipt that the model's pointer leads to, or None."""
+    pointer = read_pointer(store, model, stage)
+    return None if pointer is None else read_receipt(store, stage, pointer.fingerprint)
 
 
 def missing_outputs(store: ObjectStore, receipt: Receipt) -> list[str]:

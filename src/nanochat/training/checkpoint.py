@@ -320,7 +320,7 @@ def _fetch_manifest(store: ObjectStore, prefix: str, work: Path) -> Manifest:
         raise CheckpointError(f"checkpoint {prefix}: {error}") from error
     missing = {MODEL_WEIGHTS, MODEL_CARD, OPTIMIZER, RANDOM, STATE} - {entry.name for entry in manifest.files}
     if not prefix.endswith(f"/step_{manifest.step:08d}"):
-        raise CheckpointError(f"checkpoint {prefix}: its manifest is of step {manifest.step}")
+        raise CheckpointError(f"checkpoint {prefix}: its {MANIFEST} is of step {manifest.step}")
     if missing:
         raise CheckpointError(f"checkpoint {prefix}: its manifest lacks {', '.join(sorted(missing))}")
     return manifest

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from nanochat.recipes import Recipe
-from nanochat.store.documents import Document
+from nanochat.store import ObjectStore
+from nanochat.store.documents import Document, DocumentError
 from nanochat.store.receipts import FileRef, InputRef
 
 TrainingStage = Literal["base", "midtrain", "sft"]
@@ -64,6 +65,14 @@ class TrainingJob(Document):
     @property
     def attempt_prefix(self) -> str:
         return f"{self.prefix}/attempts/{self.token}"
+
+    @classmethod
+    def read(cls, store: ObjectStore, key: str) -> Self:
+        """Raises DocumentError for a job that lies where another attempt's should."""
+        job = super().read(store, key)
+        if key != f"{job.attempt_prefix}/job.json":
+            raise DocumentError(f"{key} is the job of another attempt: {job.attempt_prefix}")
+        return job
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingJob:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanochat.store import FileStore
 from nanochat.store.digests import digest_bytes
@@ -62,16 +65,38 @@ def test_a_document_that_is_not_one_is_refused_by_name(data: bytes, complaint: s
 
 
 def test_unknown_fields_are_refused() -> None:
-    body = json.loads(receipt().to_bytes())
-    body["surprise"] = 1
+    body = json.loads(receipt().to_bytes()) | {"surprise": 1}
+    with pytest.raises(DocumentError, match="r is damaged: its content is not that of the digest at its end"):
+        Receipt.from_bytes(json.dumps(body).encode(), "r")
+    del body["document_sha256"]
     with pytest.raises(DocumentError, match="surprise"):
         Receipt.from_bytes(json.dumps(body).encode(), "r")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 5000])
+def test_numbers_that_are_none_are_refused_by_name(number: str) -> None:
+    damaged = re.sub(rb'"seconds": [0-9.]+', f'"seconds": {number}'.encode(), receipt().to_bytes())
+    with pytest.raises(DocumentError, match=r"^r is "):
+        Receipt.from_bytes(damaged, "r")
+
+
+@given(st.data())
+def test_a_document_with_a_flipped_bit_is_refused_or_says_the_same(data: st.DataObject) -> None:
+    stored = receipt(metrics={"val_bpb": 1.25}).to_bytes()
+    place = data.draw(st.integers(0, len(stored) - 1))
+    flipped = bytearray(stored)
+    flipped[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = Receipt.from_bytes(bytes(flipped), "r")
+    except DocumentError:
+        return
+    assert found == Receipt.from_bytes(stored, "r")  # white space, or a letter of an escape
 
 
 def test_a_receipt_keeps_the_digest_of_its_stored_bytes_when_the_document_gains_a_field(tmp_path) -> None:
     store = FileStore(tmp_path)
     body = json.loads(receipt().to_bytes())
-    del body["warnings"]  # as a version wrote it that did not have the field yet
+    del body["warnings"], body["document_sha256"]  # as a version wrote it that had neither yet
     stored = json.dumps(body).encode()
     store.put("stages/base/abababababab/receipt.json", stored)
     found = read_receipt(store, "base", "ab" * 32)

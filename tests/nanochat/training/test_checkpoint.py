@@ -210,7 +210,7 @@ def test_a_checkpoint_that_may_not_be_used_is_not_fetched_in_full(store: FileSto
 
 
 def test_a_state_of_version_1_is_read_and_what_it_did_not_keep_is_unknown() -> None:
-    document = json.loads(snapshot(5).state.to_bytes())
+    document = snapshot(5).state.to_json()
     assert document["version"] == 2
     document |= {"version": 1, "attempts": ["first", "second"]}
     del document["progress"]["recent"]
@@ -264,7 +264,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(store: FileStore, tmp_pa
             "schema version 9 of nanochat.checkpoint",
         ),
         (lambda text: text.replace("model.json", "../model.json"), "files.0.name"),
-        (lambda text: text.replace('"step": 5', '"step": 6'), "its manifest is of step 6"),
+        (lambda text: text.replace('"step": 5', '"step": 6'), "its manifest.json is of step 6"),
         (
             lambda text: text.replace("optimizer.safetensors", "other.safetensors"),
             "lacks optimizer.safetensors",
@@ -281,7 +281,9 @@ def test_a_manifest_that_is_not_ours_is_refused_by_name(
     writer.save(snapshot(5), ignore)
     writer.wait()
     key = f"{STEP_5}/manifest.json"
-    store.put(key, edit(store.get(key).decode()).encode())
+    manifest = json.loads(store.get(key))
+    del manifest["document_sha256"]
+    store.put(key, edit(json.dumps(manifest)).encode())
     found, (sentence,) = ckpt.find_newest(store, PREFIX, tmp_path, anything)
     assert found is None
     assert message in sentence
