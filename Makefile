@@ -85,7 +85,8 @@ RUST_SOURCES := $(shell find rustbpe \( -name target -o -name __pycache__ \) -pr
 	@touch $@
 
 # `.env` is git-ignored and yours: lines of your own stay. Dagster refuses a relative DAGSTER_HOME, so
-# the line that the set-up wrote is put right where the checkout has moved.
+# the line that the set-up wrote is put right where the checkout has moved. A DAGSTER_MODULE_NAME in it
+# keeps `dg dev` from ever answering (1.13.27: its web server takes it for a second workspace), so none stays.
 environment:
 	@mkdir -p .dagster && touch .env
 	@[ -f .dagster/dagster.yaml ] || cp src/dagster_nanochat/instance.yaml .dagster/dagster.yaml
@@ -95,7 +96,8 @@ environment:
 	  ""|*/.dagster) \
 	    { grep -v '^DAGSTER_HOME=' .env || true; echo 'DAGSTER_HOME=$(CURDIR)/.dagster'; } > .env.new && mv .env.new .env ;; \
 	esac
-	@grep -q '^DAGSTER_MODULE_NAME=' .env || echo 'DAGSTER_MODULE_NAME=dagster_nanochat.definitions' >> .env
+	@if grep -q '^DAGSTER_MODULE_NAME=' .env; then \
+	  { grep -v '^DAGSTER_MODULE_NAME=' .env || true; } > .env.new && mv .env.new .env; fi
 
 # -- what people run -------------------------------------------------------------------------------
 

@@ -49,13 +49,10 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_environment_file_names_an_absolute_home_and_the_module(checkout: Path) -> None:
+def test_the_environment_file_names_an_absolute_home_and_no_module(checkout: Path) -> None:
+    checkout.joinpath(".env").write_text("DAGSTER_MODULE_NAME=dagster_nanochat.definitions\nMINE=1\n")
     make(checkout, "environment")
-    lines = (checkout / ".env").read_text().splitlines()
-    assert lines == [
-        f"DAGSTER_HOME={checkout}/.dagster",
-        "DAGSTER_MODULE_NAME=dagster_nanochat.definitions",
-    ]
+    assert (checkout / ".env").read_text().splitlines() == ["MINE=1", f"DAGSTER_HOME={checkout}/.dagster"]
     assert "telemetry" in (checkout / ".dagster" / "dagster.yaml").read_text()
 
 

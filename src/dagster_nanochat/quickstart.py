@@ -17,6 +17,7 @@ from rich.table import Table
 from dagster_nanochat.guards import FORCE_TAG, stages_named
 from dagster_nanochat.reporting import find_recipe
 from nanochat.data.sources import get_source
+from nanochat.export.markdown import number
 from nanochat.recipes import Recipe
 from nanochat.stages import STAGES, resolve
 from nanochat.store import open_store
@@ -141,8 +142,7 @@ def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: fl
     for asset in _STAGE_LINES:
         for name, value in made.get(asset, {}).items():
             if isinstance(value, float | int) and not isinstance(value, bool) and not name.endswith(_DETAILS):
-                shown = f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
-                table.add_row(f"{_STAGE_LINES[asset]} · {name}", shown)
+                table.add_row(f"{_STAGE_LINES[asset]} · {name}", number(value))
     console.print(table)
     failed_checks = [
         evaluation for evaluation in result.get_asset_check_evaluations() if not evaluation.passed

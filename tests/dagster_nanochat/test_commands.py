@@ -26,7 +26,6 @@ def project(tmp_path_factory, module_environment) -> SimpleNamespace:
     environment = {
         **os.environ,
         **make_checkout(root),
-        "DAGSTER_MODULE_NAME": "dagster_nanochat.definitions",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
     }
@@ -221,7 +220,10 @@ def test_dg_launch_and_dagster_materialize_share_one_history(
         "tiny",
     )
     assert materialized.returncode == 0, materialized.stderr
-    spared = project.run("dagster", "asset", "materialize", "--select", "model_report", "--partition", "tiny")
+    spared = project.run(
+        *("dagster", "asset", "materialize", "--select", "model_report", "--partition", "tiny"),
+        DAGSTER_MODULE_NAME="dagster_nanochat.definitions",
+    )
     assert spared.returncode == 0, spared.stderr
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         runs = instance.get_runs()

@@ -24,13 +24,14 @@ REPOSITORY = Path(__file__).parents[2]
 
 def make_checkout(folder: Path) -> dict[str, str]:
     """Fill `folder`; returns what the environment must say for commands that run in it."""
-    shutil.copy(REPOSITORY / "pyproject.toml", folder)
-    for name in ("src", "docs", "scripts"):
+    for name in ("pyproject.toml", "Makefile", "requirements.lock", "tools.lock"):
+        shutil.copy(REPOSITORY / name, folder)
+    for name in ("src", "docs", "scripts", "rustbpe"):
         (folder / name).symlink_to(REPOSITORY / name)
+    # The set-up's own `.env`: what it writes must be what the commands can live with.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    subprocess.run(["make", "--silent", "environment"], cwd=folder, env=kept, check=True)
     (folder / ".venv").symlink_to(sys.prefix)
-    (folder / ".dagster").mkdir()
-    shutil.copy(REPOSITORY / "src/dagster_nanochat/instance.yaml", folder / ".dagster/dagster.yaml")
-    (folder / ".env").write_text(f"DAGSTER_HOME={folder}/.dagster\n")
     return {
         "DAGSTER_HOME": f"{folder}/.dagster",
         "NANOCHAT_STORE": f"{folder}/data/store",

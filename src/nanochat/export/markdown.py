@@ -21,8 +21,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def number(value: float) -> str:
+    """Four digits that count, and no exponent where people expect none: 25,740 and 0.0125."""
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1e5 else f"{value:.4g}"
+        return number(value)
     text = "" if value is None else str(value)
     return text.replace("|", "\\|").replace("\n", " ⏎ ")
