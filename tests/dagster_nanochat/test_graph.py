@@ -20,6 +20,9 @@ from nanochat.store import FileStore
 from nanochat.store.receipts import current_receipt, point
 
 TRAINING = ("base", "midtrain", "sft")
+# What a machine may know and nobody may read: planted where the graph is built, looked for afterwards.
+SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
+CANARY = "canary-3b1f9a"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,8 @@ def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
     root = tmp_path_factory.mktemp("project")
     module_environment.setenv("NANOCHAT_STORE", str(root / "data" / "store"))
     home = tmp_path_factory.mktemp("dagster")
+    for secret in SECRETS:
+        module_environment.setenv(secret, f"{CANARY}-{secret}")
     with dg.instance_for_test(temp_dir=str(home)) as instance:
         definitions = defs()
 
@@ -44,6 +49,7 @@ def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
             store=FileStore(root / "data" / "store"),
             run=run,
             instance=instance,
+            home=home,
             recipe=recipe_book()["tiny"],
         )
 
@@ -210,6 +216,9 @@ def test_a_second_run_trains_nothing_and_says_so(
         return real(*args, **kwargs)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "Popen", watched)
+    # Another machine's cores are no reason to train anything anew.
+    monkeypatch.setenv("NANOCHAT_THREADS", "2")
+    monkeypatch.setenv("NANOCHAT_PROCESSES", "2")
     before = {stage: current_receipt(built.store, "tiny", stage) for stage in TRAINING}
     result = built.run("model_training", TINY)
     assert failures(result) == []
@@ -243,6 +252,12 @@ def test_two_models_with_an_equal_base_pay_for_one(built: SimpleNamespace) -> No
     assert not (built.root / "checkpoint" / "twin").exists()
     twin, tiny = (current_receipt(built.store, model, "base") for model in ("twin", "tiny"))
     assert twin == tiny
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(built: SimpleNamespace) -> None:
+    files = [path for folder in (built.root, built.home) for path in folder.rglob("*") if path.is_file()]
+    assert {"events.jsonl", "report.md", "receipt.json"} <= {path.name for path in files}
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_a_store_in_order_gives_nobody_cause_to_complain(built: SimpleNamespace, tmp_path: Path) -> None:
