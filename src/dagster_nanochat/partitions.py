@@ -12,7 +12,8 @@ import logging
 import dagster as dg
 
 from nanochat.data.sources import Source, enabled_sources, get_source, load_sources
-from nanochat.recipes import Recipe, RecipeBook, load_recipes
+from nanochat.recipe_book import RecipeBook, load_recipes
+from nanochat.recipes import Recipe
 
 
 @functools.cache

@@ -8,29 +8,18 @@ that says something about machines, and it never enters a fingerprint.
 The named recipes `d4` … `d32` are derived from their depth alone (`from_depth`), each step with its
 source. `quick` trains on two CPU cores in minutes from text that is already on the machine.
 
-A user's own recipes live in a Python file that ``NANOCHAT_RECIPES`` names::
-
-    from nanochat.recipes import from_depth
-
-    RECIPES = [from_depth(6, name="mine", vocab_size=16_384)]
+A user's own recipes stand beside them in `nanochat.recipe_book`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
 import math
-import os
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-
-RECIPES_ENV = "NANOCHAT_RECIPES"
 
 # The nine special tokens, in id order. They follow the merges in the vocabulary, so their ids are
 # vocab_size - 9 … vocab_size - 1 in every stage.
@@ -541,60 +530,3 @@ def named_recipes() -> dict[str, Recipe]:
         *(from_depth(depth) for depth in (20, 24, 26, 32)),
     ]
     return {recipe.name: recipe for recipe in shipped}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeBook:
-    """All usable recipes by name, and the errors of those that were left out."""
-
-    recipes: Mapping[str, Recipe]
-    errors: tuple[str, ...]
-
-    def __getitem__(self, name: str) -> Recipe:
-        if name not in self.recipes:
-            known = ", ".join(self.recipes)
-            broken = f" Left out with errors: {' | '.join(self.errors)}" if self.errors else ""
-            raise KeyError(f"unknown model {name!r}. Known models: {known}.{broken}")
-        return self.recipes[name]
-
-
-def load_recipes(path: str | os.PathLike[str] | None = None) -> RecipeBook:
-    """The shipped recipes and those of the user's file (`path`, else ``NANOCHAT_RECIPES``).
-
-    The file is Python and defines ``RECIPES``, an iterable of `Recipe` or of mappings in the JSON
-    form of one. A wrong entry is left out and reported; the others load.
-    """
-    recipes = named_recipes()
-    errors: list[str] = []
-    location = path or os.environ.get(RECIPES_ENV)
-    if location:
-        for entry in _entries(Path(location), errors):
-            try:
-                recipe = entry if isinstance(entry, Recipe) else Recipe.from_json(entry)
-            except (RecipeError, TypeError) as error:
-                errors.append(f"{location}: {error}")
-                continue
-            if recipe.name in recipes:
-                errors.append(f"{location}: recipe {recipe.name!r}: name: is taken; choose another")
-                continue
-            recipes[recipe.name] = recipe
-    return RecipeBook(recipes=recipes, errors=tuple(errors))
-
-
-def _entries(location: Path, errors: list[str]) -> list[Any]:
-    try:
-        if location.suffix == ".json":
-            return list(json.loads(location.read_text(encoding="utf-8")))
-        spec = importlib.util.spec_from_file_location("nanochat_user_recipes", location)
-        if spec is None or spec.loader is None:
-            raise ImportError("not a Python file (expected a name ending in .py)")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return list(module.RECIPES)
-    except Exception as error:  # the user's file may raise anything; it is reported, not swallowed
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(location)]
-        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-        reason = explain(error) if isinstance(error, ValidationError) else str(error)
-        where = f"{location}:{line}" if line else str(location)
-        errors.append(f"{where}: the recipe file could not be read: {type(error).__name__}: {reason}")
-        return []

@@ -19,6 +19,7 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
+from standins.waiting import wait_for
 
 from dagster_nanochat.attempts import cancel_attempt, print_logs
 from nanochat.stages import resolve
@@ -57,14 +58,6 @@ def execute(
         run_config={"ops": {asset: {"config": config}}} if config else None,
         raise_on_error=False,
     )
-
-
-def wait_for(what: Callable[[], Any], *, within_s: float = 40.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 class Run:

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from standins.checkout import make_checkout, serve
+from standins.waiting import wait_for
 
 from nanochat.attempts import live_attempt
 from nanochat.stages import resolve
@@ -165,11 +166,3 @@ def runs(project: SimpleNamespace) -> list[dict[str, str]]:
 
 def status(project: SimpleNamespace, run: str) -> str:
     return next(one["status"] for one in runs(project) if one["runId"] == run)
-
-
-def wait_for(what: Callable[[], Any], *, within_s: float = 40.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-    return found

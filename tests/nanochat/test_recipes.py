@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from nanochat import costs
+from nanochat.recipe_book import load_recipes
 from nanochat.recipes import (
     Recipe,
     RecipeError,
     from_depth,
-    load_recipes,
     named_recipes,
     parameters,
     quick,

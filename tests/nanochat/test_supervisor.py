@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from standins.waiting import wait_for
 
 from nanochat.events import EventStream
 from nanochat.recipes import named_recipes
@@ -50,14 +51,6 @@ FINISH = """
 result = {"checkpoint": {"files": []}, "metrics": {"val_bpb": 1.5}, **RESULT}
 (work / "result.json").write_text(json.dumps(result))
 """
-
-
-def wait_for(what: Callable[[], Any], *, within_s: float = 25.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 class Attempt:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from nanochat.data.conversations import Conversation, Message, Part
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import join_pieces
-from nanochat.recipes import load_recipes
+from nanochat.recipe_book import load_recipes
 from nanochat.store.local import local_copy
 from nanochat.store.objects import ObjectStore
 from nanochat.store.receipts import FileRef, Receipt, current_receipt, read_receipt
