@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 LEASE_TTL_S = 30.0
 _RENEW_EVERY_S = 5.0
 _POLL_S = 0.25
+_SHIP_TO_BUCKETS_EVERY_S = 2.0
 # A training that is asked to stop ends its step and keeps a checkpoint. torchrun gives its workers
 # this long, and what it has to tidy up itself comes on top.
 _CHECKPOINT_GRACE_S = 60
@@ -117,6 +118,9 @@ class Supervisor:
         self._lease = LeaseKeeper(
             store, f"{job.prefix}/lease.json", token=job.token, owner="supervisor", ttl_s=LEASE_TTL_S
         )
+        # In a bucket every shipment is an object, to be paid for and to be listed.
+        self._ship_every_s = 0.0 if store.local_path("x") else _SHIP_TO_BUCKETS_EVERY_S
+        self._ship_at = time.monotonic()
         self._renew_at = time.monotonic() + _RENEW_EVERY_S
         self._watch_expires_at: datetime.datetime | None = None
         self._watch_seen_at = time.monotonic()
@@ -259,7 +263,9 @@ class Supervisor:
 
     def _keep_up(self) -> None:
         """Ship events; from time to time renew the lease and look at GPUs and watch."""
-        self._shipper.ship()
+        if time.monotonic() >= self._ship_at:
+            self._shipper.ship()
+            self._ship_at = time.monotonic() + self._ship_every_s
         if time.monotonic() < self._renew_at:
             return
         self._lease.renew()

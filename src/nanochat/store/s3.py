@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,11 @@ class S3Store:
 
     def read_appended(self, key: str, offset: int) -> bytes:
         before = f"{key}/{offset - 1:0{_OFFSET_DIGITS}d}" if offset else None
-        return b"".join(self.get(chunk.key) for chunk in self._list(f"{key}/", after=before))
+        chunks = [chunk.key for chunk in self._list(f"{key}/", after=before)]
+        if len(chunks) < 2:
+            return b"".join(map(self.get, chunks))
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            return b"".join(pool.map(self.get, chunks))
 
     def clock_difference_s(self) -> float:
         """How far this machine's clock is ahead of the service's, to a second."""
