@@ -171,12 +171,17 @@ class Identity(Document):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageState:
-    """A stage of a model as the store shows it now."""
+    """A stage of a model as the store shows it now.
+
+    good: its receipt is there, its outputs are, and its inputs are the current ones; while somebody
+    builds it anew it is `running`, and may be good all the same.
+    """
 
     spec: StageSpec
     identity: Identity | None
     fingerprint: str | None
     status: Status
+    good: bool
     reasons: tuple[str, ...]
     needs: tuple[str, ...]
     receipt: Receipt | None
@@ -214,6 +219,7 @@ def _resolve_stage(
             identity=None,
             fingerprint=None,
             status=Status.STALE if previous else Status.MISSING,
+            good=False,
             reasons=tuple(needs),
             needs=tuple(needs),
             receipt=None,
@@ -236,10 +242,11 @@ def _resolve_stage(
         reasons += _changed_inputs(receipt, states)
     elif previous:
         reasons += difference(previous, identity)
+    good = receipt is not None and not reasons
     if live:
         status = Status.RUNNING
         reasons.insert(0, f"{live.describe()} is building it")
-    elif receipt and not reasons:
+    elif good:
         status = Status.FRESH
     elif receipt or previous:
         status = Status.STALE
@@ -250,6 +257,7 @@ def _resolve_stage(
         identity=identity,
         fingerprint=digest,
         status=status,
+        good=good,
         reasons=tuple(reasons),
         needs=(),
         receipt=receipt,
@@ -262,7 +270,7 @@ def _changed_inputs(receipt: Receipt, states: Mapping[str, StageState]) -> list[
     for used in receipt.inputs:
         state = states.get(used.stage)
         current = state.receipt if state else None
-        if state is None or state.status in (Status.STALE, Status.MISSING):
+        if state is None or not state.good:
             changed.append(f"its input {used.stage} is {state.status if state else 'switched off'}")
         elif current is None or current.digest() != used.receipt_sha256:
             changed.append(

@@ -349,7 +349,8 @@ class Supervisor:
     def _attempts(self, worked: list[dict[str, Any]], seconds: float) -> tuple[AttemptCost, ...]:
         """What every attempt at this training took: earlier ones as the trainer knows them, then ours."""
         earlier = (
-            AttemptCost(token=attempt["token"], seconds=attempt["seconds"], outcome="interrupted")
+            # A checkpoint of an older version does not tell how long the attempts before it took.
+            AttemptCost(token=attempt["token"], seconds=attempt["seconds"] or 0.0, outcome="interrupted")
             for attempt in worked
             if attempt["token"] != self._job.token
         )

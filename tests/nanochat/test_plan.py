@@ -35,6 +35,7 @@ def state(stage: str, *, receipt: Receipt | None = None, fingerprint: str | None
         identity=None,
         fingerprint=fingerprint,
         status=Status.MISSING,
+        good=False,
         reasons=(),
         needs=(),
         receipt=receipt,

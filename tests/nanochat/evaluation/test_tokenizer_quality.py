@@ -125,9 +125,9 @@ def test_a_sound_file_is_valid_and_a_broken_one_says_why(bytes_only: Tokenizer, 
     valid = file_valid(path)
     assert valid.passes
     assert valid.vocab_size == 265
-    path.write_text(
-        path.read_text(encoding="utf-8").replace('"<|bos|>": 256', '"<|bos|>": 1'), encoding="utf-8"
-    )
+    document = bytes_only.to_json()
+    document["special_tokens"]["<|bos|>"] = 1
+    path.write_text(json.dumps(document), encoding="utf-8")
     broken = file_valid(path)
     assert not broken.passes
     assert broken.problem is not None

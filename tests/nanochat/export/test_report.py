@@ -36,6 +36,7 @@ def test_interrupted_attempts_count_in_seconds_and_dollars(tmp_store: FileStore)
         identity=None,
         fingerprint="f",
         status=Status.FRESH,
+        good=True,
         reasons=(),
         needs=(),
         receipt=receipt(INTERRUPTED, LAST),
