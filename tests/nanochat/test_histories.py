@@ -321,9 +321,10 @@ class Histories(RuleBasedStateMachine):
         assert {state.status for state in self.states().values()} == {Status.FRESH}
 
 
+pytestmark = pytest.mark.timeout(900)
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=int(os.environ.get("HISTORIES", "2000")),
+    max_examples=int(os.environ.get("HISTORIES", "1000")),
     stateful_step_count=25,
     deadline=None,
     print_blob=True,
