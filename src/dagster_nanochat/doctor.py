@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
+
 from dagster_nanochat.launch.base import Request
 from dagster_nanochat.resources import LauncherResource
 from nanochat.data.sources import load_sources
 from nanochat.failures import AttemptFailed
-from nanochat.machine import this_machine
+from nanochat.machine import cpp_compiler, this_machine
 from nanochat.recipes import quick
 from nanochat.store import FileStore, ObjectStore, PreconditionFailed, S3Store, StoreError, open_store
 from nanochat.store.leases import new_token
@@ -97,8 +99,6 @@ def _recipes() -> Iterator[Finding]:
 
 
 def _launcher() -> Finding:
-    import dagster as dg
-
     hardware = quick().hardware
     try:
         launcher = LauncherResource().create(FileStore(Path(tempfile.gettempdir())))
@@ -116,11 +116,9 @@ def _launcher() -> Finding:
 
 
 def _compiler() -> Finding:
-    named = os.environ.get("CXX")
-    for compiler in [named] if named else ["g++", "clang++", "c++"]:
-        path = shutil.which(compiler)
-        if path:
-            return Finding(verdict=Verdict.OK, what="C++ compiler", found=path)
+    path = cpp_compiler()
+    if path:
+        return Finding(verdict=Verdict.OK, what="C++ compiler", found=path)
     found = "none, so a CPU trains without torch.compile, which is slower (Debian: apt-get install g++)"
     return Finding(verdict=Verdict.WARNING, what="C++ compiler", found=found)
 

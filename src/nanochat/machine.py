@@ -90,6 +90,13 @@ class Machine:
         return f"{self.host} ({f'{len(used)} x {used[0].name}' if used else f'{self.cores} cores'})"
 
 
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would take on a CPU: CXX, else the first that is there."""
+    named = os.environ.get("CXX")
+    found = map(shutil.which, [named] if named else ["g++", "clang++", "c++"])
+    return next(filter(None, found), None)
+
+
 def usable_cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -7,6 +7,7 @@ brought once, whatever asks for it and however often. Nothing depends on a copy:
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 from nanochat.store.digests import digest_file
@@ -28,7 +29,7 @@ def local_copy(store: ObjectStore, file: FileRef) -> Path:
     copy = cache_folder() / file.sha256[:2] / file.sha256
     if copy.exists():
         return copy
-    arrived = store.fetch(file.key, copy.with_name(f"{file.sha256}.{os.getpid()}"))
+    arrived = store.fetch(file.key, copy.with_name(f"{file.sha256}.{uuid.uuid4().hex[:12]}"))
     size, found = arrived.stat().st_size, digest_file(arrived)
     if (size, found) != (file.size_bytes, file.sha256):
         arrived.unlink()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-import shutil
 import sys
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from nanochat.machine import peak_bf16_flops
+from nanochat.machine import cpp_compiler, peak_bf16_flops
 from nanochat.model.gpt import GPT, Block
 from nanochat.training.bad_input import BadInput
 from nanochat.training.job import JobHardware
@@ -160,5 +159,4 @@ def cpu_has_fast_bf16() -> bool:
 
 def has_cpp_compiler() -> bool:
     """Whether torch.compile has what it needs on a CPU."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(compiler) for compiler in ([named] if named else ["g++", "clang++", "c++"]))
+    return cpp_compiler() is not None
