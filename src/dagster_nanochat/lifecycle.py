@@ -44,6 +44,7 @@ from nanochat.supervisor import LEASE_TTL_S
 from nanochat.training.job import TrainingJob
 
 HELD_TTL_S = 30.0
+WATCH_GRACE_S = 120.0
 _NEXT_STEPS = {
     Failure.DEADLINE: f". Raise the cap ({MAX_HOURS_TAG}, or max_hours) that the deadline is made of; the "
     "next run goes on from the last checkpoint"
@@ -170,6 +171,46 @@ def wait_for_lease(
             time.sleep(1.0)
 
 
+class StillAlive(Exception):
+    """The lease that was looked at has been renewed; `lease` says by whom."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(lease.describe())
+        self.lease = lease
+
+
+def take_if_silent(
+    context: dg.AssetExecutionContext,
+    keeper: LeaseKeeper,
+    what: str,
+    find: Callable[[Lease], Handle | None] = lambda lease: None,
+) -> Handle | None:
+    """Take a lease whose holder does not renew it any more, which may need looking at for its time.
+
+    Returns None with the lease, or what `find` finds of the machine of who holds it. Raises StillAlive
+    where it is renewed meanwhile, DagsterExecutionInterruptedError when the run is terminated.
+    """
+    seen: Lease | None = None
+    while True:
+        try:
+            keeper.take()
+            return None
+        except LeaseHeld as held:
+            handle = find(held.lease)
+            if handle is not None:
+                return handle
+            if seen is None:
+                seen = held.lease
+                context.log.info(
+                    f"{what} waits: {seen.describe()} may be gone; unless it renews its lease, this run "
+                    f"goes on in {seen.ttl_s:.0f} s at most"
+                )
+            elif held.lease != seen:
+                raise StillAlive(held.lease) from None
+            raise_if_cancelled(context)
+            time.sleep(1.0)
+
+
 def train_stage(
     context: dg.AssetExecutionContext,
     stage: str,
@@ -249,17 +290,16 @@ def _watching(
         owner=f"run {context.run.run_id[:8]} of {os.environ.get('USER', 'user')}",
         ttl_s=HELD_TTL_S,
     )
+    what = f"{state.spec.name} of {recipe.name}"
     try:
-        keeper.take()
-    except LeaseHeld as held:
+        take_if_silent(context, keeper, what)
+    except StillAlive as alive:
         raise dg.Failure(
-            f"{state.spec.name} of {recipe.name} is being watched by {held.lease.describe()}; wait for that "
-            "run or terminate it",
-            allow_retries=False,
-        ) from held
+            f"{what} is being watched by {alive}; wait for that run or terminate it", allow_retries=False
+        ) from alive
     with HeldLease(keeper) as watch:
         if before and not before.released and before.token != context.run.run_id:
-            _close_dead_run(context, before, f"{state.spec.name} of {recipe.name}")
+            _close_dead_run(context, before, what)
         yield watch
 
 
@@ -333,40 +373,24 @@ class _Attempt:
         lease = LeaseKeeper(
             self._store, f"{prefix}/lease.json", token=token, owner="orchestrator", ttl_s=LEASE_TTL_S
         )
-        said: str | None = None
-        while True:
-            try:
-                lease.take()
-                break
-            except LeaseHeld as held:
-                handle = self._launcher.find(held.lease.token, prefix)
-                if handle is not None:
-                    return handle, True
-                said = self._say_who_is_gone(held.lease, said)
-                raise_if_cancelled(self._context)
-                time.sleep(1.0)
+        what = f"{self._state.spec.name} of {self._recipe.name}"
+        try:
+            handle = take_if_silent(
+                self._context, lease, what, lambda held: self._launcher.find(held.token, prefix)
+            )
+        except StillAlive as alive:
+            raise dg.Failure(
+                f"{what} is being built by {alive}, which this machine cannot reach; its lease ends at "
+                f"{alive.lease.expires_at:%H:%M:%S} UTC unless it is renewed",
+                allow_retries=False,
+            ) from alive
+        if handle is not None:
+            return handle, True
         try:
             return self._launcher.launch(self._job(token, deadline_s), offer), False
         except BaseException:
             lease.release()
             raise
-
-    def _say_who_is_gone(self, lease: Lease, said: str | None) -> str:
-        """A process of this machine that is gone renews nothing, so its lease is waited out. Raises
-        dg.Failure where the holder is on a machine that cannot be looked at."""
-        what = f"{self._state.spec.name} of {self._recipe.name}"
-        until = f"{lease.expires_at:%H:%M:%S} UTC"
-        if lease.host != machine_name():
-            raise dg.Failure(
-                f"{what} is being built by {lease.describe()}, which this machine cannot reach; its lease "
-                f"ends at {until} unless it is renewed",
-                allow_retries=False,
-            )
-        if said != lease.token:
-            self._context.log.info(
-                f"{what} waits: {lease.describe()} is gone without a word; its lease ends at {until}"
-            )
-        return lease.token
 
     def _job(self, token: str, deadline_s: float) -> TrainingJob:
         stage, recipe = self._state.spec.name, self._recipe
@@ -400,6 +424,7 @@ class _Attempt:
             conversations=conversation_files(data) if data else {},
             hardware=self._launcher.hardware(recipe.hardware),
             deadline_s=deadline_s,
+            watch_grace_s=WATCH_GRACE_S,
             code_revision=code_revision(project_root()),
             sources_sha256=sources_digest(self._state.spec.sources),
         )

@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -54,9 +55,9 @@ _SHIP_TO_BUCKETS_EVERY_S = 2.0
 # this long, and what it has to tidy up itself comes on top.
 _CHECKPOINT_GRACE_S = 60
 STOP_GRACE_S = _CHECKPOINT_GRACE_S + 15.0
-# Linux's prctl options (linux/prctl.h).
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+# torchrun's account of a worker that could not say anything itself.
+_WORKER_KILLED = re.compile(r"exitcode +: -\d+ \(pid: \d+\) *\n?.*?\b(SIG[A-Z]+)")
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 ENTRY_POINTS = {
     "base": "train_base_remote.py",
@@ -171,6 +172,8 @@ class Supervisor:
             )
         finally:
             stop_children(grace_s=STOP_GRACE_S, meanwhile=self._keep_up_if_possible)
+            assert process.stdin is not None
+            process.stdin.close()
         reader.join(timeout=5)
         if ending is None and process.returncode != 0:
             return self._explain_failure(process.returncode)
@@ -218,6 +221,7 @@ class Supervisor:
             str(self._spool),
             "--work",
             str(self._work),
+            "--supervised",
         ]
         return subprocess.Popen(
             command,
@@ -226,8 +230,7 @@ class Supervisor:
                 **training_environment(hardware.threads),
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_CHECKPOINT_GRACE_S),
             },
-            preexec_fn=_ends_with_its_parent(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # that it ends tells the workers that this process has
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -312,6 +315,14 @@ class Supervisor:
                 message=f"{error['message']}\n{error.get('traceback', '')}".rstrip(),
             )
         tail = "\n".join(self._tail[-20:])
+        killed = _WORKER_KILLED.search(tail)
+        if killed or code < 0:
+            name = killed[1] if killed else signal.Signals(-code).name
+            return _Ending(
+                failure=Failure.FAILED,
+                message=f"a training process was killed ({name}), by hand or by the system, which does so "
+                "where memory runs out. Run it again: it goes on from the last checkpoint",
+            )
         return _Ending(
             failure=Failure.FAILED,
             message=f"the training processes ended with code {code} and no report; last lines:\n{tail}",
@@ -374,23 +385,6 @@ def training_environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def _ends_with_its_parent() -> Callable[[], None] | None:
-    """For `preexec_fn`: the child is asked to stop when this process dies, even by SIGKILL. Linux only.
-
-    All that happens between fork and exec is two system calls, prepared here.
-    """
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def tie() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the tie held
-            os._exit(1)
-
-    return tie
 
 
 def _adopt_orphans() -> None:

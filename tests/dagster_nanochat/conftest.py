@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from standins.runs import Run
+from standins.waiting import wait_for
 
 TINY_RECIPE = r"""
 import dataclasses
@@ -42,7 +46,13 @@ TINY = Recipe(
 TWIN = dataclasses.replace(TINY, name="twin", midtrain=None, sft=None)
 LONG = dataclasses.replace(TINY.base, steps=300_000, eval_every=1000, checkpoint_every=1000)
 SLOW = dataclasses.replace(TWIN, name="slow", base=LONG)
-RECIPES = [TINY, TWIN, SLOW]
+KILLED = dataclasses.replace(
+    TWIN, name="killed",
+    base=dataclasses.replace(
+        TINY.base, steps=1000, eval_every=250, checkpoint_every=50, ngram_baselines=False
+    ),
+)
+RECIPES = [TINY, TWIN, SLOW, KILLED]
 """
 
 FOLDER = Path(tempfile.mkdtemp(prefix="nanochat-tests-"))
@@ -105,3 +115,35 @@ def module_environment() -> Iterator[pytest.MonkeyPatch]:
         patch.setenv(name, value)
     yield patch
     patch.undo()
+
+
+@pytest.fixture
+def run(project: SimpleNamespace) -> Iterator[Callable[..., Run]]:
+    """run(model, asset, tags=…, in_process=…, config…): started at once, ended with the test."""
+    started: list[Run] = []
+
+    def start(
+        model: str,
+        asset: str = "base_model_checkpoint",
+        *,
+        tags: dict[str, str] | None = None,
+        in_process: bool = False,
+        watch_grace_s: float = 120.0,
+        **config: Any,
+    ) -> Run:
+        tags = {"dagster/partition": model, **(tags or {})}
+        one = Run(
+            project.instance,
+            in_process=in_process,
+            watch_grace_s=watch_grace_s,
+            asset=asset,
+            tags=tags,
+            config=config,
+        )
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        # Again and again: one in a process of its own may not have told Dagster of itself yet.
+        wait_for(lambda one=one: one.cancel() or not one.running, within_s=60)

@@ -2,202 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
-import psutil
 import pytest
+from standins.runs import Run, jobs_of, ready_project, state_of, supervisor_of
 from standins.waiting import wait_for
 
 from dagster_nanochat.attempts import cancel_attempt, print_logs
 from nanochat.stages import resolve
-from nanochat.store import FileStore
 from nanochat.store.leases import LeaseKeeper, read_lease, utc_now
 from nanochat.store.receipts import current_receipt, read_receipt, write_receipt
-from nanochat.training.job import TrainingJob
 
 SLOT = f"slots/{socket.gethostname()}/0.json"
-# A run in a process of its own: Dagster sets logging up anew for each, which several threads of one
-# process do not survive. Its leases end soon after it is killed.
-ORCHESTRATOR = """
-import json, sys
-import dagster as dg
-from dagster_nanochat import lifecycle
-from test_lifecycle import execute
-lifecycle.HELD_TTL_S = 3.0
-execute(dg.DagsterInstance.get(), **json.loads(sys.argv[1]))
-"""
-
-
-def execute(
-    instance: dg.DagsterInstance, run_id: str, asset: str, tags: dict[str, str], config: dict[str, Any]
-) -> None:
-    from dagster_nanochat.definitions import defs
-
-    dg.Definitions(
-        assets=defs().assets,
-        resources=defs().resources,
-        jobs=[dg.define_asset_job("one", selection=[asset])],
-        executor=dg.in_process_executor,
-    ).resolve_job_def("one").execute_in_process(
-        instance=instance,
-        run_id=run_id,
-        tags=tags,
-        run_config={"ops": {asset: {"config": config}}} if config else None,
-        raise_on_error=False,
-    )
-
-
-class Run:
-    """A run of one asset for one model, in a thread or in a process of its own."""
-
-    def __init__(self, instance: dg.DagsterInstance, *, in_process: bool = False, **how: Any) -> None:
-        self.id = str(uuid.uuid4())
-        self._instance = instance
-        how["run_id"] = self.id
-        self.process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
-        if in_process:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", ORCHESTRATOR, json.dumps(how)],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))},
-                stderr=subprocess.DEVNULL,
-            )
-        else:
-            self._thread = threading.Thread(target=execute, args=(instance,), kwargs=how, daemon=True)
-            self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive() if self._thread else self.process.poll() is None
-
-    def said(self, text: str) -> bool:
-        records = self._instance.all_logs(self.id)
-        told = (record.user_message or (record.dagster_event or record).message for record in records)
-        return any(text in (words or "") for words in told)
-
-    def cancel(self) -> None:
-        run = self._instance.get_run_by_id(self.id)
-        if run is not None and not run.is_finished:
-            self._instance.report_run_canceling(run)
-
-    def end(self, *, within_s: float = 60.0) -> Run:
-        wait_for(lambda: not self.running, within_s=within_s)
-        return self
-
-    @property
-    def status(self) -> dg.DagsterRunStatus:
-        return self._instance.get_run_by_id(self.id).status
-
-    @property
-    def succeeded(self) -> bool:
-        return self.status is dg.DagsterRunStatus.SUCCESS
-
-    @property
-    def reused(self) -> bool:
-        (event,) = (event for event in self._events() if event.is_step_materialization)
-        return event.materialization.metadata["reused"].value
-
-    @property
-    def reason(self) -> str:
-        """Why it failed."""
-        (event,) = (event for event in self._events() if event.is_step_failure)
-        return event.step_failure_data.user_failure_data.description
-
-    def _events(self) -> list[dg.DagsterEvent]:
-        records = self._instance.all_logs(self.id)
-        return [record.dagster_event for record in records if record.dagster_event]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
-    """A store with the tiny models' shards and tokenizer, and a Dagster history."""
-    from dagster_nanochat.definitions import defs
-
     root = tmp_path_factory.mktemp("project").resolve()
     home = tmp_path_factory.mktemp("dagster")
-    module_environment.setenv("NANOCHAT_STORE", str(root / "data" / "store"))
-    store = FileStore(root / "data" / "store")
-    with dg.instance_for_test(temp_dir=str(home)) as instance:
-        module_environment.setenv("DAGSTER_HOME", str(home))
-        ingested = (
-            defs()
-            .resolve_job_def("ingest_shards")
-            .execute_in_process(
-                instance=instance,
-                tags={
-                    "dagster/asset_partition_range_start": "tinytext_part_0",
-                    "dagster/asset_partition_range_end": "tinytext_part_1",
-                },
-            )
-        )
-        assert ingested.success
-        tags = {"dagster/partition": "tiny"}
-        for asset in ("validation_files", "tokenizer_training"):
-            assert Run(instance, asset=asset, tags=tags, config={}).end().succeeded
-        yield SimpleNamespace(instance=instance, store=store)
-
-
-@pytest.fixture
-def run(project: SimpleNamespace) -> Iterator[Callable[..., Run]]:
-    """run(model, asset, tags=…, in_process=…, config…): started at once, ended with the test."""
-    started: list[Run] = []
-
-    def start(
-        model: str,
-        asset: str = "base_model_checkpoint",
-        *,
-        tags: dict[str, str] | None = None,
-        in_process: bool = False,
-        **config: Any,
-    ) -> Run:
-        tags = {"dagster/partition": model, **(tags or {})}
-        one = Run(project.instance, in_process=in_process, asset=asset, tags=tags, config=config)
-        started.append(one)
-        return one
-
-    yield start
-    for one in started:
-        if one.running:
-            one.cancel()
-            one.end()
-
-
-def state_of(project: SimpleNamespace, model: str, stage: str = "base") -> Any:
-    from dagster_nanochat.partitions import recipe_book
-
-    return resolve(recipe_book()[model], project.store)[stage]
-
-
-def jobs_of(project: SimpleNamespace, model: str) -> list[TrainingJob]:
-    prefix = state_of(project, model).prefix
-    keys = [info.key for info in project.store.list(f"{prefix}/attempts/") if info.key.endswith("/job.json")]
-    return [TrainingJob.read(project.store, key) for key in keys]
-
-
-def supervisor_of(project: SimpleNamespace, model: str) -> psutil.Process:
-    """The supervisor that has the stage's lease, once training is under way below it."""
-
-    def found() -> psutil.Process | None:
-        lease = read_lease(project.store, f"{state_of(project, model).prefix}/lease.json")
-        if lease is None or lease.owner != "supervisor" or not lease.live(utc_now()):
-            return None
-        process = psutil.Process(lease.pid)
-        return process if len(process.children(recursive=True)) >= 2 else None
-
-    return wait_for(found)
+    with ready_project(str(root / "data" / "store"), home, module_environment) as made:
+        yield made
 
 
 @pytest.fixture
@@ -220,6 +53,26 @@ def test_a_waiting_stage_says_what_for_and_ends_within_seconds_of_terminate(
     assert time.monotonic() - cancelled < 5
 
 
+def test_two_models_train_one_after_the_other_and_the_waiting_one_can_be_terminated(
+    project: SimpleNamespace, run: Callable[..., Run]
+) -> None:
+    first = run("slow", in_process=True)
+    supervisor = supervisor_of(project, "slow")
+    second, third = run("killed", in_process=True), run("killed", in_process=True)
+    for waiting in (second, third):
+        wait_for(lambda waiting=waiting: waiting.said("base of killed waits: base of slow on "))
+    cancelled = time.monotonic()
+    second.cancel()
+    wait_for(lambda: second.status is dg.DagsterRunStatus.CANCELED, within_s=5)
+    assert time.monotonic() - cancelled < 5
+    assert supervisor.is_running()
+    assert jobs_of(project, "killed") == []
+    first.cancel()
+    wait_for(lambda: third.said("launched attempt"))
+    assert first.end().status is dg.DagsterRunStatus.CANCELED
+    assert not supervisor.is_running()
+
+
 def test_two_runs_that_want_the_same_stage_train_it_once(
     project: SimpleNamespace, run: Callable[..., Run], busy: LeaseKeeper
 ) -> None:
@@ -231,18 +84,6 @@ def test_two_runs_that_want_the_same_stage_train_it_once(
     assert sorted(one.reused for one in runs) == [False, True, True]
     assert len(jobs_of(project, "tiny")) == 1
     assert current_receipt(project.store, "twin", "base") == current_receipt(project.store, "tiny", "base")
-
-
-def test_terminating_a_run_ends_its_processes(project: SimpleNamespace, run: Callable[..., Run]) -> None:
-    training = run("slow", tags={"nanochat/max_hours": "100"})
-    supervisor = supervisor_of(project, "slow")
-    family = [supervisor, *supervisor.children(recursive=True)]
-    assert jobs_of(project, "slow")[-1].deadline_s == 4 * 100 * 3600
-    log = Path(f"/proc/{supervisor.pid}/fd/2").resolve()
-    training.cancel()
-    assert training.end().status is dg.DagsterRunStatus.CANCELED
-    assert psutil.wait_procs(family, timeout=1)[1] == []
-    assert not log.exists()
 
 
 def test_a_live_attempt_is_shown_and_cancelled_through_the_store_alone(
@@ -276,63 +117,68 @@ def test_logs_of_what_there_is_not_say_so(
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_a_stage_whose_supervisor_is_killed_is_lost(
-    project: SimpleNamespace, run: Callable[..., Run]
+@pytest.mark.parametrize(
+    ("document", "host"), [("lease", None), ("lease", "elsewhere"), ("watch", None), ("watch", "elsewhere")]
+)
+def test_the_lease_of_what_is_gone_is_waited_out(
+    project: SimpleNamespace, run: Callable[..., Run], document: str, host: str | None
 ) -> None:
-    training = run("slow")
-    supervisor = supervisor_of(project, "slow")
-    family = supervisor.children(recursive=True)
-    supervisor.kill()
-    assert "ended with LOST: the supervisor of attempt" in training.end().reason
-    assert psutil.wait_procs(family, timeout=10)[1] == []
-
-
-def test_the_lease_of_a_process_that_is_gone_is_waited_out(
-    project: SimpleNamespace, run: Callable[..., Run]
-) -> None:
-    key = f"{state_of(project, 'slow').prefix}/lease.json"
+    key = f"{state_of(project, 'slow').prefix}/{document}.json"
     project.store.delete(key)  # a test before may have left the real one
-    LeaseKeeper(project.store, key, token="gone", owner="supervisor", ttl_s=6).take()
+    LeaseKeeper(project.store, key, token="gone", owner="somebody", ttl_s=6, host=host).take()
     training = run("slow")
-    wait_for(lambda: training.said("is gone without a word; its lease ends at"))
+    wait_for(lambda: training.said("may be gone; unless it renews its lease, this run goes on in 6 s"))
     wait_for(lambda: training.said("launched attempt"))
-    assert utc_now() >= read_lease(project.store, key).taken_at
     assert read_lease(project.store, key).token != "gone"
 
 
-def test_a_run_that_finds_a_live_attempt_goes_on_where_the_dead_run_stopped(
-    project: SimpleNamespace, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (
+            "lease",
+            r"base of slow is being built by somebody on elsewhere \(.*this machine cannot reach",
+        ),
+        ("watch", r"base of slow is being watched by somebody on elsewhere \(.*; wait for that run or"),
+    ],
+)
+def test_a_stage_that_another_machine_works_on_is_left_to_it(
+    project: SimpleNamespace, run: Callable[..., Run], document: str, message: str
 ) -> None:
-    from dagster_nanochat import lifecycle
-    from dagster_nanochat.pipes import load_cursor
-
-    monkeypatch.setattr(lifecycle, "HELD_TTL_S", 3.0)
-    first = run("slow", in_process=True)
-    supervisor = supervisor_of(project, "slow")
-    prefix = state_of(project, "slow").prefix
-    attempt = f"{prefix}/attempts/{read_lease(project.store, f'{prefix}/lease.json').token}"
-    wait_for(lambda: first.said("base step 1/"), within_s=90)
-    told = project.store.head(f"{attempt}/events.jsonl").size
-    wait_for(lambda: load_cursor(project.store, f"{attempt}/reading.json").offset >= told)
-    first.process.kill()
-    first.process.wait()
-    assert project.instance.get_run_by_id(first.id).status is dg.DagsterRunStatus.STARTED
-    second = run("slow")
-    wait_for(lambda: second.said("adopted the live attempt"))
-    wait_for(lambda: second.said("base step "))
-    assert not second.said("base step 1/")
-    assert supervisor.is_running()
-    assert project.instance.get_run_by_id(first.id).status is dg.DagsterRunStatus.FAILURE
-    assert first.said(f"run {second.id} has taken over base of slow")
-    second.cancel()
-    assert second.end().status is dg.DagsterRunStatus.CANCELED
-    assert not supervisor.is_running()
+    key = f"{state_of(project, 'slow').prefix}/{document}.json"
+    project.store.delete(key)
+    other = LeaseKeeper(project.store, key, token="other", owner="somebody", ttl_s=60, host="elsewhere")
+    other.take()
+    try:
+        second = run("slow")
+        wait_for(lambda: second.said("may be gone; unless it renews its lease"))
+        other.renew()
+        assert re.search(message, second.end().reason)
+    finally:
+        other.release()
 
 
 def test_a_stage_that_takes_several_times_its_cap_is_stopped(run: Callable[..., Run]) -> None:
     reason = run("tiny", force=True, max_hours=0.0002).end().reason
     assert "ended with DEADLINE: ran for" in reason
     assert "Raise the cap (nanochat/max_hours, or max_hours)" in reason
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount")
+@pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
+def test_a_disk_that_is_full_fails_the_stage_by_name_and_costs_nothing_once_there_is_room(
+    project: SimpleNamespace, run: Callable[..., Run]
+) -> None:
+    checkpoints = project.store.root / state_of(project, "killed").prefix / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(checkpoints)], check=True)
+    try:
+        reason = run("killed").end().reason
+    finally:
+        subprocess.run(["umount", str(checkpoints)], check=True)
+    assert re.match(r"base of killed ended with FAILED: .*cannot write .*No space left on device", reason)
+    training = run("killed")
+    wait_for(lambda: training.said("checkpoint committed"))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Any history of orchestrators and supervisors, told in the store's documents alone.
 
 Two orchestrators on two machines whose clocks differ want the stages of one model, with force or
-without, and die at any moment; so do the supervisors that they start, and outputs get lost. Nothing
-trains here. Leases, receipts, pointers and freshness are the real ones; what the actors do with them
-follows `dagster_nanochat.lifecycle` and `nanochat.supervisor` step by step.
+without, and die at any moment; so do the supervisors that they start; live attempts are adopted, outputs
+get lost, documents turn to garbage. Nothing trains here. Leases, receipts, pointers and freshness are
+the real ones; what the actors do with them follows `dagster_nanochat.lifecycle` and
+`nanochat.supervisor` step by step.
 
 ``HISTORIES=20000 pytest tests/nanochat/test_histories.py`` tells more of them than CI does.
 """
@@ -26,8 +27,9 @@ from nanochat.data.shards import ShardRecord
 from nanochat.data.sources import get_source
 from nanochat.recipes import Base, Data, Model, Recipe, Tokenizer
 from nanochat.stages import StageState, Status, resolve
+from nanochat.store.documents import DocumentError
 from nanochat.store.layout import shard_record_key
-from nanochat.store.leases import LeaseHeld, LeaseKeeper, LeaseLost
+from nanochat.store.leases import Lease, LeaseHeld, LeaseKeeper, LeaseLost
 from nanochat.store.receipts import FileRef, InputRef, Receipt, point, read_receipt, write_receipt
 
 STAGES = ("tokenizer", "base")
@@ -165,7 +167,10 @@ class Histories(RuleBasedStateMachine):
             for attempt in list(self.attempts.values()):
                 self.keep_up(attempt)
             for run in list(self.runs.values()):
-                self.go_on(run)
+                try:
+                    self.go_on(run)
+                except DocumentError:
+                    self.runs.pop(run.machine)  # it fails, naming the document
 
     def keep_up(self, attempt: Supervisor) -> None:
         watch = self.store.objects.get(f"{attempt.prefix}/watch.json")
@@ -178,7 +183,7 @@ class Histories(RuleBasedStateMachine):
             try:
                 attempt.lease.renew()
                 attempt.renewed_at = self.now
-            except LeaseLost:
+            except (LeaseLost, DocumentError):  # what it cannot read, it cannot hold
                 del self.attempts[attempt.token]
 
     def go_on(self, run: Orchestrator) -> None:
@@ -282,6 +287,24 @@ class Histories(RuleBasedStateMachine):
         if receipt is not None:
             self.store.delete(receipt.outputs[0].key)
 
+    @rule(
+        stage=st.sampled_from(STAGES), name=st.sampled_from(["lease", "watch", "receipt"]), cut=st.booleans()
+    )
+    def a_document_turns_to_garbage(self, stage: str, name: str, cut: bool) -> None:
+        """Nobody uses it, everybody who needs it names it; in the end somebody moves it away, as told."""
+        key = f"{self.states()[stage].prefix}/{name}.json"
+        data = self.store.objects.get(key)
+        if data is None:
+            return
+        self.store.objects[key] = data[: len(data) // 2] if cut else data.replace(b'"token"', b'"tokem"')
+        with pytest.raises(DocumentError, match=key):
+            (Receipt if name == "receipt" else Lease).read(self.store, key)
+        if name == "receipt":
+            with pytest.raises(DocumentError, match=key):
+                self.states()
+        self.time_passes(40.0)
+        self.store.delete(key)
+
     # -- what holds ------------------------------------------------------------------------------
 
     @invariant()
@@ -324,7 +347,7 @@ class Histories(RuleBasedStateMachine):
 pytestmark = pytest.mark.timeout(900)
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=int(os.environ.get("HISTORIES", "1000")),
+    max_examples=int(os.environ.get("HISTORIES", "2000")),
     stateful_step_count=25,
     deadline=None,
     print_blob=True,

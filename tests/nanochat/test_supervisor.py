@@ -22,6 +22,8 @@ from nanochat.recipes import named_recipes
 from nanochat.store import FileStore
 from nanochat.store.leases import LeaseKeeper, read_lease, utc_now
 from nanochat.store.receipts import FileRef, read_receipt
+from nanochat.supervisor import LEASE_TTL_S
+from nanochat.training import process
 from nanochat.training.job import TrainingJob
 
 FINGERPRINT = "f" * 64
@@ -40,6 +42,9 @@ sys.exit(supervisor.main())
 # What every stand-in begins with; it says where it runs in its first event.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
+from nanochat.training.process import end_with_supervisor
+assert sys.argv[-1] == "--supervised"
+end_with_supervisor()
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 work, events = pathlib.Path(options["--work"]), open(options["--events"], "a")
 def say(text):
@@ -165,7 +170,6 @@ def test_checkpoints_that_no_receipt_names_are_gone_once_the_receipt_is_written(
     assert attempt.store.head(leftover) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_no_training_outlives_a_killed_supervisor(start: Start) -> None:
     attempt = start(SLEEP)
     trainer = attempt.trainer()
@@ -174,6 +178,16 @@ def test_no_training_outlives_a_killed_supervisor(start: Start) -> None:
     os.kill(attempt.process.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
+
+
+def test_a_training_that_will_not_stop_ends_before_the_lease_of_its_killed_supervisor(start: Start) -> None:
+    stubborn = "from nanochat.training import process\nprocess._ALONE_AT_MOST_S = 1.0\n"
+    attempt = start(f"{stubborn}signal.signal(signal.SIGTERM, signal.SIG_IGN); say('ready'); {SLEEP}")
+    trainer = attempt.trainer()
+    wait_for(lambda: attempt.said("ready"))
+    os.kill(attempt.process.pid, signal.SIGKILL)
+    trainer.wait(timeout=5)
+    assert process._ALONE_AT_MOST_S < LEASE_TTL_S
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans over")

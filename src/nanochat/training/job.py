@@ -49,7 +49,8 @@ class TrainingJob(Document):
     conversations: dict[str, FileRef] = Field(default_factory=dict)
     hardware: JobHardware = JobHardware()
     deadline_s: float = Field(default=86_400.0, gt=0)
-    watch_grace_s: float | None = Field(default=120.0, gt=0)
+    # None: started detached, it goes on alone until its deadline.
+    watch_grace_s: float | None = Field(default=None, gt=0)
     code_revision: str | None = None
     sources_sha256: str | None = None
 

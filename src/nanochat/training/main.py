@@ -38,6 +38,7 @@ from nanochat.training.checkpoint_folders import recorded_checkpoints
 from nanochat.training.distributed import World, join_world
 from nanochat.training.inputs import Inputs, gather_inputs
 from nanochat.training.job import TrainingJob
+from nanochat.training.process import end_with_supervisor
 from nanochat.training.progress import Progress
 from nanochat.training.runtime import Runtime, choose_device, choose_runtime
 from nanochat.training.stages import STAGES, Stage, StageContext
@@ -70,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--job", type=Path, required=True, help="job.json")
     parser.add_argument("--events", type=Path, required=True, help="file that events are appended to")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder; result.json goes here")
+    parser.add_argument(
+        "--supervised", action="store_true", help="end when standard input does: its supervisor is gone then"
+    )
     options = parser.parse_args(arguments)
+    if options.supervised:
+        end_with_supervisor()
     run_job(TrainingJob.load(options.job), options.events, options.work)
 
 

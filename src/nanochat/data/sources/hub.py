@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class HubSource:
     has_hub: bool = True
     has_documents: bool = False
 
+    @functools.cache  # noqa: B019  (sources are few, and live as long as the process)
     def training_shards(self) -> tuple[str, ...]:
         return tuple(f"{self.prefix}_{index:05d}" for index in range(self.shards - 1))
 
