@@ -1,8 +1,8 @@
 """Is a tokenizer file sound, does it lose nothing, and how well does it compress?
 
 The comparison with GPT-2 is on four fixed texts of our own (`tokenizer_texts.json`, beside this file): news,
-Korean, code, science. GPT-2's token counts were measured once by `benchmarks/count_gpt2_tokens.py` and
-stored with each text's digest, so that a check downloads nothing.
+Korean, code, science. GPT-2's token counts, and GPT-4's beside them, were measured once by
+`benchmarks/count_reference_tokens.py` and stored with each text's digest, so that a check downloads nothing.
 """
 
 from __future__ import annotations
@@ -78,12 +78,13 @@ class RoundTrips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationText:
-    """A fixed text and the tokens that GPT-2's tokenizer makes of it."""
+    """A fixed text and the tokens that GPT-2's and GPT-4's (cl100k_base) tokenizers make of it."""
 
     domain: Domain
     text: str
     sha256: str
     gpt2_tokens: int
+    gpt4_tokens: int
 
     @property
     def size_bytes(self) -> int:
@@ -98,6 +99,7 @@ class VersusGpt2:
     size_bytes: int
     ours: int
     gpt2: int
+    gpt4: int
 
     @property
     def relative_difference(self) -> float:
@@ -155,10 +157,14 @@ def evaluation_texts() -> dict[Domain, EvaluationText]:
         if digest_bytes(text.encode()) != entry["sha256"]:
             raise ValueError(
                 f"{TEXTS_PATH.name}: the {domain} text is not the one whose GPT-2 tokens were counted; run "
-                "benchmarks/count_gpt2_tokens.py after a change"
+                "benchmarks/count_reference_tokens.py after a change"
             )
         texts[domain] = EvaluationText(
-            domain=domain, text=text, sha256=entry["sha256"], gpt2_tokens=entry["gpt2_tokens"]
+            domain=domain,
+            text=text,
+            sha256=entry["sha256"],
+            gpt2_tokens=entry["gpt2_tokens"],
+            gpt4_tokens=entry["gpt4_tokens"],
         )
     return texts
 
@@ -171,4 +177,5 @@ def versus_gpt2(tokenizer: Tokenizer, domain: Domain) -> VersusGpt2:
         size_bytes=evaluated.size_bytes,
         ours=len(tokenizer.encode(evaluated.text)),
         gpt2=evaluated.gpt2_tokens,
+        gpt4=evaluated.gpt4_tokens,
     )

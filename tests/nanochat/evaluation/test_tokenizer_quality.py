@@ -40,8 +40,8 @@ def made_for_these_texts() -> Tokenizer:
 
 
 def counting_script() -> ModuleType:
-    path = REPOSITORY / "benchmarks" / "count_gpt2_tokens.py"
-    spec = importlib.util.spec_from_file_location("count_gpt2_tokens", path)
+    path = REPOSITORY / "benchmarks" / "count_reference_tokens.py"
+    spec = importlib.util.spec_from_file_location("count_reference_tokens", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -56,8 +56,8 @@ def counting_script() -> ModuleType:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_tokenizer_three_times_worse_fails_and_a_better_one_passes(domain: Domain) -> None:
     gpt2 = evaluation_texts()[domain].gpt2_tokens
-    worse = VersusGpt2(domain=domain, size_bytes=1, ours=3 * gpt2, gpt2=gpt2)
-    better = VersusGpt2(domain=domain, size_bytes=1, ours=gpt2 // 2, gpt2=gpt2)
+    worse = VersusGpt2(domain=domain, size_bytes=1, ours=3 * gpt2, gpt2=gpt2, gpt4=1)
+    better = VersusGpt2(domain=domain, size_bytes=1, ours=gpt2 // 2, gpt2=gpt2, gpt4=1)
     assert worse.relative_difference == 2.0
     assert not worse.passes(0.30)
     assert not worse.passes(1.20)
@@ -67,8 +67,8 @@ def test_a_tokenizer_three_times_worse_fails_and_a_better_one_passes(domain: Dom
 
 
 def test_the_threshold_itself_passes() -> None:
-    assert VersusGpt2(domain="news", size_bytes=1, ours=125, gpt2=100).passes(0.25)
-    assert not VersusGpt2(domain="news", size_bytes=1, ours=126, gpt2=100).passes(0.25)
+    assert VersusGpt2(domain="news", size_bytes=1, ours=125, gpt2=100, gpt4=1).passes(0.25)
+    assert not VersusGpt2(domain="news", size_bytes=1, ours=126, gpt2=100, gpt4=1).passes(0.25)
 
 
 def test_a_real_tokenizer_that_is_three_times_worse_fails(bytes_only: Tokenizer) -> None:
@@ -91,7 +91,7 @@ def test_every_text_is_long_enough_to_say_something_and_has_its_digest() -> None
     for domain, text in evaluation_texts().items():
         assert 1000 <= text.size_bytes <= 2500
         assert document["texts"][domain]["size_bytes"] == text.size_bytes
-        assert 0 < text.gpt2_tokens < text.size_bytes
+        assert all(0 < tokens < text.size_bytes for tokens in (text.gpt2_tokens, text.gpt4_tokens))
 
 
 def test_a_text_that_was_edited_after_counting_is_refused(
@@ -103,16 +103,16 @@ def test_a_text_that_was_edited_after_counting_is_refused(
     edited.write_text(json.dumps(document), encoding="utf-8")
     monkeypatch.setattr(tokenizer_quality, "TEXTS_PATH", edited)
     with pytest.raises(
-        ValueError, match=r"the korean text is not the one .* run benchmarks/count_gpt2_tokens"
+        ValueError, match=r"the korean text is not the one .* run benchmarks/count_reference_tokens"
     ):
         evaluation_texts.__wrapped__()
 
 
 @pytest.mark.needs_data
-def test_gpt2s_tokens_are_what_gpt2s_tokenizer_gives(shared_data: Path) -> None:
+def test_the_references_tokens_are_what_their_tokenizers_give(shared_data: Path) -> None:
     script = counting_script()
     stored = json.loads(tokenizer_quality.TEXTS_PATH.read_text(encoding="utf-8"))
-    assert script.counted(stored, shared_data / "tokenizers" / "gpt2") == stored
+    assert script.counted(stored, shared_data / "tokenizers") == stored
 
 
 # --------------------------------------------------------------------------------------------------

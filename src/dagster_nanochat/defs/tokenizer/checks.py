@@ -98,7 +98,8 @@ def _versus_gpt2(domain: quality.Domain) -> dg.AssetChecksDefinition:
         asset=tokenizer_training,
         partitions_def=model_partitions,
         name=f"tokenizer_vs_gpt2_{domain}",
-        description=f"Tokens on a fixed {domain} text beside GPT-2's: positive is more tokens, so worse.",
+        description=f"Tokens on a fixed {domain} text beside GPT-2's (and GPT-4's, for comparison only): "
+        "positive is more tokens, so worse.",
     )
     def check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
         recipe = required_recipe(context)
@@ -112,6 +113,7 @@ def _versus_gpt2(domain: quality.Domain) -> dg.AssetChecksDefinition:
             metadata={
                 "tokens": comparison.ours,
                 "gpt2_tokens": comparison.gpt2,
+                "gpt4_tokens": comparison.gpt4,
                 "bytes": comparison.size_bytes,
                 "text_sha256": quality.evaluation_texts()[domain].sha256,
                 "difference": comparison.relative_difference,
