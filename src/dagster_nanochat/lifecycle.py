@@ -20,9 +20,11 @@ import dagster as dg
 from dagster_nanochat.guards import MAX_HOURS_TAG, StageConfig, check_estimate, deadline_s
 from dagster_nanochat.launch.base import Handle, Launcher, Offer, Request
 from dagster_nanochat.metadata import live_metrics_key
-from dagster_nanochat.pipes import EventStreamReader, LiveReport, NoContext, load_cursor, save_cursor
+from dagster_nanochat.pipes import EventStreamReader, LiveReport, NoContext
+from nanochat.attempts import read_summary, summaries, write_summary
 from nanochat.data.identity import conversation_files, shard_files
-from nanochat.events import Event, EventStream
+from nanochat.events import Cursor, Event, EventStream
+from nanochat.export.markdown import table
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.plan import plan_stage
 from nanochat.recipes import Recipe
@@ -363,8 +365,32 @@ class _Attempt:
         except BaseException:
             # Terminate, Ctrl-C and our own faults alike: no machine is left behind a dead step.
             self._launcher.terminate(handle)
+            self._tell_story(handle)
             raise
-        return self._verify(handle, ending)
+        try:
+            return self._verify(handle, ending)
+        except dg.Failure:
+            self._tell_story(handle)
+            raise
+
+    def _tell_story(self, handle: Handle) -> None:
+        """On the stage's page: this attempt is over without a receipt, and what came before it."""
+        rows = [summary.row(token) for token, summary in summaries(self._store, self._state.prefix).items()]
+        last = next(row for row in rows if row["attempt"] == handle.token)
+        self._context.log_event(
+            dg.AssetObservation(
+                asset_key=self._context.asset_key,
+                partition=self._recipe.name,
+                description=f"attempt {len(rows)} ended: {last['ended']}. {last['why']}",
+                metadata={
+                    "from_step": last["from step"],
+                    "to_step": last["to step"],
+                    "checkpoint": last["checkpoint"],
+                    "ended": last["ended"],
+                    "attempts": dg.MetadataValue.md(table(rows)),
+                },
+            )
+        )
 
     def _start(self, offer: Offer, deadline_s: float) -> tuple[Handle, bool]:
         """Launch an attempt, or adopt the one that lives."""
@@ -433,17 +459,20 @@ class _Attempt:
         """Pump events until the attempt says how it ended, or its machine is gone."""
         attempt = attempt_prefix(self._state.prefix, handle.token)
         stage = self._state.spec.name
-        cursor_key = f"{attempt}/reading.json"
-        saved = load_cursor(self._store, cursor_key)
-        reader = EventStreamReader(EventStream(self._store, f"{attempt}/events.jsonl"), saved)
+        summary = saved = read_summary(self._store, self._state.prefix, handle.token)
+        stream = EventStream(self._store, f"{attempt}/events.jsonl")
+        reader = EventStreamReader(stream, Cursor(offset=saved.offset))
         report = LiveReport(self._context, stage, live_metrics_key(self._recipe.name, stage))
         check_at = 0.0
         with dg.open_pipes_session(self._context, NoContext(), reader):
             while True:
                 alive = self._launcher.alive(handle)
-                for event in reader.pump():
+                events = reader.pump()
+                summary = summary.after(events, reader.cursor)
+                for event in events:
                     report.tell(event)
                     if event["type"] in ("finished", "failed"):
+                        write_summary(self._store, self._state.prefix, handle.token, summary)
                         self._wait_until_gone(handle)
                         return event
                 if not alive:
@@ -452,9 +481,9 @@ class _Attempt:
                 if time.monotonic() >= check_at:
                     check_at = time.monotonic() + _STATUS_EVERY_S
                     raise_if_cancelled(self._context)
-                    if reader.cursor != saved:
-                        saved = reader.cursor
-                        save_cursor(self._store, cursor_key, saved)
+                    if summary != saved:
+                        saved = summary
+                        write_summary(self._store, self._state.prefix, handle.token, saved)
                 time.sleep(_POLL_S)
 
     def _wait_until_gone(self, handle: Handle) -> None:

@@ -3,14 +3,14 @@
 The stream in the store is the one channel from a training process to Dagster. This reader turns it
 into Pipes messages from a cursor, so a step that re-attaches goes on where the last one stopped. It
 is pumped by the step that watches, not by a thread: the backlog is always drained, and nothing is
-lost when the session closes. How far it has come is kept beside the stream.
+lost when the session closes.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import dagster as dg
 from dagster._core.pipes.context import PipesMessageHandler
@@ -18,8 +18,6 @@ from dagster_pipes import PIPES_PROTOCOL_VERSION, PipesContextData, PipesMessage
 
 from nanochat.attempts import describe
 from nanochat.events import Cursor, Event, EventStream
-from nanochat.store import ObjectNotFound, ObjectStore
-from nanochat.store.documents import Document
 
 # A run's live asset gets at most a hundred points: so many of steps, so many of evaluations, and the
 # last of each.
@@ -92,25 +90,6 @@ class NoContext(dg.PipesContextInjector):
 
     def no_messages_debug_text(self) -> str:
         return "The job in the store carries the context."
-
-
-class Reading(Document):
-    """How far the orchestrators that watched an attempt have read its events."""
-
-    schema_name: ClassVar[str] = "nanochat.reading"
-    offset: int
-
-
-def load_cursor(store: ObjectStore, key: str) -> Cursor:
-    """Where the last watcher stopped; the beginning where there was none."""
-    try:
-        return Cursor(offset=Reading.read(store, key).offset)
-    except ObjectNotFound:
-        return Cursor()
-
-
-def save_cursor(store: ObjectStore, key: str, cursor: Cursor) -> None:
-    store.put(key, Reading(offset=cursor.offset).to_bytes())
 
 
 # Log lines reach Dagster as Pipes messages, and how an attempt ends is the step's to tell.

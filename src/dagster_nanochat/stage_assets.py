@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -13,9 +14,11 @@ from dagster_nanochat.metadata import receipt_metadata
 from dagster_nanochat.resources import LauncherResource, StoreResource
 from dagster_nanochat.selection import required_recipe
 from dagster_nanochat.views import show_checkpoint
+from nanochat.attempts import summaries
 from nanochat.export.markdown import table
 from nanochat.plan import plan_stage
 from nanochat.stages import resolve
+from nanochat.store.layout import stage_prefix
 
 
 def plan_result(
@@ -76,7 +79,11 @@ def training_result(
         return switched_off(context, stage, recipe.name)
     built = train_stage(context, stage, recipe, opened, launcher.create(opened), config)
     folder = show_checkpoint(opened, built.receipt, recipe.name)
-    return built_result(context, built, model=recipe.name, store=store, extra={"folder": str(folder)})
+    extra: dict[str, Any] = {"folder": str(folder)}
+    told = summaries(opened, stage_prefix(stage, built.fingerprint))
+    if len(told) > 1:
+        extra["attempts"] = dg.MetadataValue.md(table([one.row(token) for token, one in told.items()]))
+    return built_result(context, built, model=recipe.name, store=store, extra=extra)
 
 
 def built_result(
@@ -85,7 +92,7 @@ def built_result(
     *,
     model: str,
     store: StoreResource,
-    extra: Mapping[str, str | int] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult:
     """A stage's materialization, from its receipt."""
     context.log.info(built.summary)

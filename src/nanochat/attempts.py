@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 from nanochat.events import Cursor, Event, EventStream
 from nanochat.store import ObjectStore
@@ -27,6 +27,83 @@ class CancelRequest(Document):
     schema_name: ClassVar[str] = "nanochat.cancel"
     by: str
     at: datetime.datetime
+
+
+class AttemptSummary(Document):
+    """`attempts/<token>/summary.json`: what an attempt's events have told so far, in a few words.
+
+    offset: how far they have been read. resumed_from: the step whose checkpoint it went on from, 0 for
+    a beginning, None before its first step. step, checkpoint: the last it made. ended: `finished` or
+    the failure's word; None while it works, or where it died without a word.
+    """
+
+    schema_name: ClassVar[str] = "nanochat.attempt_summary"
+    offset: int = 0
+    started_at: datetime.datetime | None = None
+    resumed_from: int | None = None
+    step: int | None = None
+    checkpoint: int | None = None
+    ended: str | None = None
+    message: str = ""
+
+    def after(self, events: Iterable[Event], cursor: Cursor) -> AttemptSummary:
+        """The summary once these were read too."""
+        news: dict[str, Any] = {}
+        for event in events:
+            match event["type"]:
+                case "attempt_started":
+                    news["started_at"] = datetime.datetime.fromtimestamp(event["time"], datetime.UTC)
+                case "step":
+                    news["step"] = event["step"]
+                    if self.resumed_from is None:
+                        news.setdefault("resumed_from", event["step"] - 1)
+                case "checkpoint":
+                    news["checkpoint"] = event["step"]
+                case "finished":
+                    news["ended"] = "finished"
+                case "failed":
+                    news |= {"ended": event["failure"], "message": event["message"]}
+        return self.model_copy(update={**news, "offset": cursor.offset})
+
+    def row(self, token: str) -> dict[str, str | int | None]:
+        """As a line of a table."""
+        return {
+            "attempt": token,
+            "started": f"{self.started_at:%Y-%m-%d %H:%M:%S} UTC" if self.started_at else None,
+            "from step": self.resumed_from,
+            "to step": self.step,
+            "checkpoint": self.checkpoint,
+            "ended": self.ended or "without a word",
+            "why": self.message.partition("\n")[0],
+        }
+
+
+def read_summary(store: ObjectStore, prefix: str, token: str) -> AttemptSummary:
+    """What the last watcher wrote down; an empty one where there was none."""
+    try:
+        return AttemptSummary.read(store, _summary_key(prefix, token))
+    except ObjectNotFound:
+        return AttemptSummary()
+
+
+def write_summary(store: ObjectStore, prefix: str, token: str, summary: AttemptSummary) -> None:
+    store.put(_summary_key(prefix, token), summary.to_bytes())
+
+
+def _summary_key(prefix: str, token: str) -> str:
+    return f"{attempt_prefix(prefix, token)}/summary.json"
+
+
+def summaries(store: ObjectStore, prefix: str) -> dict[str, AttemptSummary]:
+    """Every attempt at a stage by its token, the oldest first, with what nobody has read yet."""
+    found = {}
+    for token in attempts(store, prefix):
+        summary = read_summary(store, prefix, token)
+        if summary.ended is None:
+            stream = EventStream(store, f"{attempt_prefix(prefix, token)}/events.jsonl")
+            summary = summary.after(*stream.read(Cursor(offset=summary.offset)))
+        found[token] = summary
+    return found
 
 
 def attempts(store: ObjectStore, prefix: str) -> list[str]:

@@ -15,7 +15,7 @@ from standins import s3
 from standins.runs import Run, jobs_of, ready_project, state_of, supervisor_of
 from standins.waiting import wait_for
 
-from nanochat.attempts import attempts
+from nanochat.attempts import attempts, read_summary
 from nanochat.events import Cursor, EventStream
 from nanochat.store.leases import read_lease
 
@@ -65,7 +65,7 @@ def test_a_training_that_is_killed_twice_ends_with_the_losses_of_one_that_was_no
     for until in (100, 300):
         training = run("killed")
         supervisor = supervisor_of(project, "killed")
-        wait_for(lambda until=until: checkpoint_after(project, "killed", until))
+        wait_for(lambda until=until: checkpoint_after(project, "killed", until), within_s=120)
         torchrun, *workers = supervisor.children(recursive=True)
         for process in [*workers, torchrun] if until == 300 else workers:
             process.kill()
@@ -84,6 +84,15 @@ def test_a_training_that_is_killed_twice_ends_with_the_losses_of_one_that_was_no
     interrupted: dict[int, tuple[float, float]] = {}
     for attempt in range(3):
         interrupted |= steps(told(project, "killed", attempt))
+    story = [observed.metadata for observed in last.observations("base_model_checkpoint")]
+    assert [(one["from_step"].value, one["ended"].value) for one in story] == [
+        (0, "FAILED"),
+        (resumed_from[0], "FAILED"),
+    ]
+    rows = last.materialization.metadata["attempts"].value.splitlines()
+    assert [f"| {step} |" in row for step, row in zip([0, *resumed_from], rows[-3:], strict=True)] == [
+        True
+    ] * 3
     whole = run("killed", force=True)
     assert whole.end(within_s=120).succeeded
     assert not whole.said("resuming from")
@@ -112,16 +121,15 @@ def test_a_run_that_finds_a_live_attempt_goes_on_where_the_dead_run_stopped(
     project: SimpleNamespace, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dagster_nanochat import lifecycle
-    from dagster_nanochat.pipes import load_cursor
 
     monkeypatch.setattr(lifecycle, "HELD_TTL_S", 3.0)
     first = run("slow", in_process=True)
     supervisor = supervisor_of(project, "slow")
     prefix = state_of(project, "slow").prefix
-    attempt = f"{prefix}/attempts/{read_lease(project.store, f'{prefix}/lease.json').token}"
+    token = read_lease(project.store, f"{prefix}/lease.json").token
     wait_for(lambda: first.said("base step 1/"), within_s=90)
-    _, read = EventStream(project.store, f"{attempt}/events.jsonl").read(Cursor())
-    wait_for(lambda: load_cursor(project.store, f"{attempt}/reading.json").offset >= read.offset)
+    _, read = EventStream(project.store, f"{prefix}/attempts/{token}/events.jsonl").read(Cursor())
+    wait_for(lambda: read_summary(project.store, prefix, token).offset >= read.offset)
     first.process.kill()
     first.process.wait()
     assert project.instance.get_run_by_id(first.id).status is dg.DagsterRunStatus.STARTED

@@ -108,9 +108,18 @@ class Run:
         return self.status is dg.DagsterRunStatus.SUCCESS
 
     @property
-    def reused(self) -> bool:
+    def materialization(self) -> dg.AssetMaterialization:
         (event,) = (event for event in self._events() if event.is_step_materialization)
-        return event.materialization.metadata["reused"].value
+        return event.materialization
+
+    @property
+    def reused(self) -> bool:
+        return self.materialization.metadata["reused"].value
+
+    def observations(self, asset: str) -> list[dg.AssetObservation]:
+        """What was observed of an asset by all runs of this history, the oldest first."""
+        records = self._instance.fetch_observations(dg.AssetKey(asset), limit=100).records
+        return [record.asset_observation for record in reversed(records)]
 
     @property
     def reason(self) -> str:
