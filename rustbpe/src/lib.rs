@@ -12,5 +12,6 @@ pub mod merge;
 #[cfg(feature = "python")]
 mod python;
 pub mod split;
+pub mod unicode;
 
 pub use error::Error;
