@@ -5,180 +5,248 @@
 //! the smaller right id. A pair's count is the number of adjacent positions, overlapping ones
 //! included ("aaa" holds (a, a) twice); joining goes greedily from left to right.
 //!
-//! Counts of pairs are kept up to date merge by merge. A pair's count only falls after the merge that
-//! gave birth to it, so a heap of counts as they once were is an upper bound: an entry that comes out
-//! stale goes back with its present count.
+//! Counts are kept exact merge by merge, at the cost of one subtraction for each pair that is born: when
+//! `n` takes the place of `a b`, the pair (x, n) is born as often as the pair (x, a) is lost, and so on
+//! the right. A pair's count only falls after the merge that gave birth to it, which is what the queue
+//! and the lists build on.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-
-use rustc_hash::FxBuildHasher;
+use std::ops::Range;
 
 use crate::Error;
+
+mod classes;
+mod lists;
+mod neighbours;
+#[cfg(test)]
+mod oracle;
+mod prefetch;
+mod progress;
+mod queue;
+mod table;
+mod words;
+
+use lists::Lists;
+use neighbours::Neighbours;
+use prefetch::prefetch;
+use progress::Progress;
+use table::{key_of, pair_of};
+use words::{MOST_POSITIONS, NO_TOKEN, Words};
 
 /// Two neighbouring tokens. Ids 0–255 are the bytes, 256 + n is the n-th merge.
 pub type Pair = (u32, u32);
 
-type Pairs = HashMap<Pair, Occurrences, FxBuildHasher>;
-
-#[derive(Default)]
-struct Occurrences {
-    count: u64,
-    /// Words that hold the pair, or held it; a word that lost it stays listed.
-    words: Vec<u32>,
+/// Which of two pairs that occur equally often is joined first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ties {
+    /// The one with the smaller left id, then the smaller right id.
+    #[default]
+    SmallestId,
+    /// The same with the bytes in the order of Hugging Face's tokenizers: that of the characters which
+    /// its ByteLevel alphabet writes them as.
+    HuggingFace,
 }
 
-impl Occurrences {
-    fn add(&mut self, word: u32, count: u64) {
-        self.count += count;
-        if self.words.last() != Some(&word) {
-            self.words.push(word);
-        }
-    }
-}
+/// Places of a list whose symbols are asked for ahead of their turn.
+const AHEAD: usize = 24;
 
-/// Words as tokens, one after another in one array. A word shrinks in place as its tokens merge.
-struct Words {
-    tokens: Vec<u32>,
-    /// Where a word starts, how many tokens it has now, how often it occurs.
-    spans: Vec<(usize, usize, u64)>,
-}
+/// Places of a list that are looked at between two reports of progress.
+const PLACES_AT_A_TIME: usize = 1 << 12;
 
-/// Learn `merges` merges, or as many as there are pairs to join. `counts` holds each word once.
+/// Learn `merges` merges, or as many as there are pairs to join. `counts` holds each word once; their order
+/// makes no difference.
 ///
-/// `check` is called with the number of merges so far, often; its error ends the training.
+/// `check` is called with the number of merges so far, often; its error ends the training. Fails too when
+/// the counts add up to more than 64 bits hold, or the words to more than about 2^32 bytes.
 pub fn learn<W: AsRef<[u8]>, E: From<Error>>(
     counts: impl IntoIterator<Item = (W, u64)>,
     merges: usize,
-    mut check: impl FnMut(usize) -> Result<(), E>,
+    check: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<Pair>, E> {
-    let mut words = Words::new(counts)?;
-    let mut pairs = Pairs::default();
-    for word in 0..words.spans.len() {
-        if word % 65_536 == 0 {
-            check(0)?;
-        }
-        let (start, length, count) = words.spans[word];
-        for pair in words.tokens[start..start + length].windows(2) {
-            pairs.entry((pair[0], pair[1])).or_default().add(word as u32, count);
-        }
-    }
-    let mut heap: BinaryHeap<(u64, Reverse<Pair>)> =
-        pairs.iter().map(|(pair, found)| (found.count, Reverse(*pair))).collect();
+    learn_with(counts, merges, check, Ties::default())
+}
 
+/// `learn` with a choice of what decides between pairs that occur equally often.
+///
+/// Whatever that is, the ids in the result are the bytes and the merges in their order.
+pub fn learn_with<W: AsRef<[u8]>, E: From<Error>>(
+    counts: impl IntoIterator<Item = (W, u64)>,
+    merges: usize,
+    mut check: impl FnMut(usize) -> Result<(), E>,
+    ties: Ties,
+) -> Result<Vec<Pair>, E> {
+    let mut progress = Progress::new(&mut check);
+    let byte_of = ties.byte_order();
+    let mut symbol_of = [0; 256];
+    for (symbol, byte) in (0..=255_u8).zip(byte_of) {
+        symbol_of[usize::from(byte)] = symbol;
+    }
+    let words = Words::new(counts, &symbol_of, MOST_POSITIONS, &mut progress)?;
+    let least = words.count_at(merges.saturating_add(merges / 5));
+    let learned = learn_from(words, merges, least, &mut progress)?;
+    let id_of = |id: u32| byte_of.get(id as usize).map_or(id, |byte| u32::from(*byte));
+    Ok(learned.into_iter().map(|(left, right)| (id_of(left), id_of(right))).collect())
+}
+
+impl Ties {
+    /// The bytes, those first that win.
+    fn byte_order(self) -> [u8; 256] {
+        let mut bytes = std::array::from_fn(|byte| byte as u8);
+        if self == Ties::HuggingFace {
+            // ByteLevel writes these bytes as the characters they are in Latin-1, the others as characters
+            // from U+0100 on.
+            let as_itself = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+            bytes.sort_by_key(|byte| !as_itself(byte));
+        }
+        bytes
+    }
+}
+
+/// Learn from words in order. `least` is a guess at the count of the last merge, at least 1: a wrong one
+/// takes longer.
+fn learn_from<E>(
+    words: Words,
+    merges: usize,
+    least: u64,
+    progress: &mut Progress<'_, E>,
+) -> Result<Vec<Pair>, E> {
     let mut learned = Vec::new();
+    let mut trainer = Trainer::new(words, least, progress)?;
     while learned.len() < merges {
-        check(learned.len())?;
-        let Some((count, Reverse(pair))) = heap.pop() else {
-            break;
-        };
-        let present = pairs[&pair].count;
-        if present == 0 {
-            pairs.remove(&pair);
-            continue;
+        progress.reach(learned.len())?;
+        match trainer.join_next(progress)? {
+            Some(pair) => learned.push(pair),
+            None if trainer.lists.least() > 1 => trainer.look_further(progress)?,
+            None => break,
         }
-        if present < count {
-            heap.push((present, Reverse(pair)));
-            continue;
-        }
-        let joined = 256 + learned.len() as u32;
-        let places = pairs.remove(&pair).map(|found| found.words).unwrap_or_default();
-        let mut born = Pairs::default();
-        for word in places {
-            words.join(word, pair, joined, &mut pairs, &mut born);
-        }
-        for (pair, found) in born {
-            if found.count > 0 {
-                heap.push((found.count, Reverse(pair)));
-                pairs.insert(pair, found);
-            }
-        }
-        learned.push(pair);
     }
     Ok(learned)
 }
 
-impl Words {
-    fn new<W: AsRef<[u8]>>(counts: impl IntoIterator<Item = (W, u64)>) -> Result<Self, Error> {
-        let mut words = Words { tokens: Vec::new(), spans: Vec::new() };
-        let mut positions = 0_u64;
-        for (word, count) in counts {
-            let bytes = word.as_ref();
-            // No pair occurs more often than there are positions: this sum is the only place where
-            // 64 bits could be too few.
-            positions = (bytes.len() as u64)
-                .checked_mul(count)
-                .and_then(|here| positions.checked_add(here))
-                .ok_or_else(|| {
-                    Error::Invalid(
-                        "the word counts add up to more than 64 bits hold; one of the counts \
-                                    files is wrong: count its shard again"
-                            .to_owned(),
-                    )
-                })?;
-            words.spans.push((words.tokens.len(), bytes.len(), count));
-            words.tokens.extend(bytes.iter().map(|byte| u32::from(*byte)));
-        }
-        if u32::try_from(words.spans.len()).is_err() {
-            return Err(Error::Invalid(format!(
-                "{} different words are more than 2^32; train on fewer shards",
-                words.spans.len()
-            )));
-        }
-        Ok(words)
-    }
-
-    /// Replace `pair` by `joined` in one word, and keep the counts of the pairs around it exact.
-    fn join(&mut self, word: u32, pair: Pair, joined: u32, pairs: &mut Pairs, born: &mut Pairs) {
-        let (start, length, count) = self.spans[word as usize];
-        let tokens = &mut self.tokens[start..start + length];
-        let (mut read, mut write) = (0, 0);
-        while read < length {
-            if read + 1 < length && (tokens[read], tokens[read + 1]) == pair {
-                if write > 0 {
-                    let left = tokens[write - 1];
-                    let lost = (left, pair.0);
-                    take(if left == joined { &mut *born } else { &mut *pairs }, lost, count);
-                    born.entry((left, joined)).or_default().add(word, count);
-                }
-                if read + 2 < length {
-                    let right = tokens[read + 2];
-                    take(pairs, (pair.1, right), count);
-                    born.entry((joined, right)).or_default().add(word, count);
-                }
-                tokens[write] = joined;
-                read += 2;
-            } else {
-                tokens[write] = tokens[read];
-                read += 1;
-            }
-            write += 1;
-        }
-        self.spans[word as usize].1 = write;
-    }
+struct Trainer {
+    words: Words,
+    /// In bytes, by id.
+    token_lengths: Vec<u32>,
+    lists: Lists,
+    left: Neighbours,
+    right: Neighbours,
 }
 
-/// `count` occurrences of `pair` are gone. The pair being joined is in no table any more.
-fn take(pairs: &mut Pairs, pair: Pair, count: u64) {
-    if let Some(found) = pairs.get_mut(&pair) {
-        found.count -= count;
-        if found.count == 0 {
-            found.words = Vec::new();
+impl Trainer {
+    fn new<E>(words: Words, least: u64, progress: &mut Progress<'_, E>) -> Result<Self, E> {
+        let token_lengths = vec![1; 256];
+        let lists = Lists::build(&words, &token_lengths, least, progress)?;
+        Ok(Self { words, token_lengths, lists, left: Neighbours::default(), right: Neighbours::default() })
+    }
+
+    /// List pairs that occur less often than those so far.
+    fn look_further<E>(&mut self, progress: &mut Progress<'_, E>) -> Result<(), E> {
+        let least = (self.lists.least() / 4).max(1);
+        self.lists = Lists::build(&self.words, &self.token_lengths, least, progress)?;
+        Ok(())
+    }
+
+    /// Join the next pair everywhere. `None` if no pair is listed any more.
+    fn join_next<E>(&mut self, progress: &mut Progress<'_, E>) -> Result<Option<Pair>, E> {
+        let Some((key, places)) = self.lists.pop() else {
+            return Ok(None);
+        };
+        let pair = pair_of(key);
+        let joined = self.token_lengths.len() as u32;
+        let length = self.token_lengths[pair.0 as usize] + self.token_lengths[pair.1 as usize];
+        self.token_lengths.push(length);
+        self.left.reserve(self.token_lengths.len());
+        self.right.reserve(self.token_lengths.len());
+
+        let mut twins = 0;
+        for start in places.clone().step_by(PLACES_AT_A_TIME) {
+            let end = places.end.min(start + PLACES_AT_A_TIME);
+            twins += self.join_at(start..end, places.end, pair, joined);
+            progress.spend(end - start)?;
         }
+        self.subtract_lost(pair, joined, twins);
+        self.left.move_to(&mut self.lists, |left| key_of((left, joined)));
+        self.right.move_to(&mut self.lists, |right| key_of((joined, right)));
+        Ok(Some(pair))
+    }
+
+    /// Join `pair` at some of its places, and note what stands beside them. Returns how often the joined
+    /// token now follows itself.
+    ///
+    /// The places must come in order: of overlapping ones the first is joined.
+    fn join_at(&mut self, places: Range<usize>, end: usize, pair: Pair, joined: u32) -> u64 {
+        let (symbols, frequent) = self.words.parts();
+        let list = &self.lists.arena[..end];
+        let lengths = self.token_lengths.as_slice();
+        let left_length = lengths[pair.0 as usize] as usize;
+        let length = lengths[joined as usize] as usize;
+        let mut twins = 0;
+        for place in places {
+            if let Some(ahead) = list.get(place + AHEAD) {
+                prefetch(symbols, ahead.position as usize);
+            }
+            let occurrence = list[place];
+            let at = occurrence.position as usize;
+            if (symbols[at], symbols[at + left_length]) != pair {
+                continue;
+            }
+            symbols[at + left_length] = NO_TOKEN;
+            symbols[at] = joined;
+            symbols[at + length - 1] = joined;
+
+            let weight = frequent.count(occurrence);
+            let (before, after) = (symbols[at - 1], symbols[at + length]);
+            if before != NO_TOKEN {
+                if before == joined {
+                    twins += weight;
+                }
+                self.left.add(before, occurrence.moved_left(lengths[before as usize]), weight);
+            }
+            // Where the pair follows itself, the next place notes the joined token on its left.
+            let pair_follows = after == pair.0 && symbols[at + length + left_length] == pair.1;
+            if after != NO_TOKEN && !pair_follows {
+                self.right.add(after, occurrence, weight);
+            }
+        }
+        twins
+    }
+
+    /// Subtract the pairs that are gone from around the places of `pair`: as many as were born.
+    fn subtract_lost(&mut self, pair: Pair, joined: u32, twins: u64) {
+        let table = &mut self.lists.table;
+        let lost_left = |(left, weight)| (left != joined).then_some(((left, pair.0), weight));
+        let lost_right = |(right, weight)| ((pair.1, right), weight);
+        let lost = || {
+            let left = self.left.weights().filter_map(lost_left);
+            let right = self.right.weights().map(lost_right);
+            left.chain(right).chain([((pair.1, pair.0), twins)]).filter(|(lost, _)| *lost != pair)
+        };
+        lost().for_each(|(lost, _)| table.prefetch(key_of(lost)));
+        lost().for_each(|(lost, weight)| table.subtract(key_of(lost), weight));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cmp::Reverse;
     use std::collections::BTreeMap;
 
-    fn learn_all(counts: &[(&[u8], u64)], merges: usize) -> Vec<Pair> {
-        learn(counts.iter().copied(), merges, |_| Ok::<(), Error>(())).unwrap()
+    type Counts = Vec<(Vec<u8>, u64)>;
+
+    fn learn_all<W: AsRef<[u8]> + Clone>(counts: &[(W, u64)], merges: usize) -> Vec<Pair> {
+        learn(counts.iter().cloned(), merges, |_| Ok::<(), Error>(())).unwrap()
+    }
+
+    fn learn_guessing(counts: &Counts, merges: usize, least: u64) -> Vec<Pair> {
+        let mut check = |_| Ok::<(), Error>(());
+        let mut progress = Progress::new(&mut check);
+        let symbol_of = Ties::SmallestId.byte_order();
+        let words = Words::new(counts.iter().cloned(), &symbol_of, MOST_POSITIONS, &mut progress).unwrap();
+        learn_from(words, merges, least, &mut progress).unwrap()
     }
 
     /// The rule word for word: recount everything before each merge.
-    fn learn_slowly(counts: &[(&[u8], u64)], merges: usize) -> Vec<Pair> {
+    fn learn_slowly(counts: &Counts, merges: usize, sort_key: impl Fn(u32) -> u32) -> Vec<Pair> {
         let mut words: Vec<(Vec<u32>, u64)> = counts
             .iter()
             .map(|(word, count)| (word.iter().map(|byte| u32::from(*byte)).collect(), *count))
@@ -191,8 +259,8 @@ mod tests {
                     *pairs.entry((pair[0], pair[1])).or_default() += count;
                 }
             }
-            let Some((pair, _)) = pairs.into_iter().max_by_key(|(pair, count)| (*count, Reverse(*pair)))
-            else {
+            let rank = |(pair, count): &(Pair, u64)| (*count, Reverse((sort_key(pair.0), sort_key(pair.1))));
+            let Some((pair, _)) = pairs.into_iter().filter(|(_, count)| *count > 0).max_by_key(rank) else {
                 break;
             };
             let joined = 256 + learned.len() as u32;
@@ -215,16 +283,62 @@ mod tests {
         learned
     }
 
+    /// Numbers below a bound, the same ones in every run (Marsaglia's xorshift).
+    fn random_numbers() -> impl FnMut(u64) -> u64 {
+        let mut state = 88_172_645_463_325_252_u64;
+        move |below| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        }
+    }
+
+    /// Few letters and long words: many ties, many overlaps, many repeats.
+    fn random_words(random: &mut impl FnMut(u64) -> u64, counts: &[u64]) -> Counts {
+        let letters = 1 + random(4);
+        (0..1 + random(12))
+            .map(|_| {
+                let run = 1 + random(9);
+                let mut word = Vec::new();
+                for _ in 0..random(24) {
+                    let letter = b'a' + random(letters) as u8;
+                    let times = if random(8) == 0 { run } else { 1 };
+                    word.extend((0..times).map(|_| letter));
+                }
+                (word, counts[random(counts.len() as u64) as usize])
+            })
+            .collect()
+    }
+
+    /// Words of syllables, counted as in a text: the n-th most frequent one has an n-th of the count.
+    fn words_as_in_a_text(words: usize) -> Counts {
+        let mut random = random_numbers();
+        let syllables: Vec<Vec<u8>> = (0..300)
+            .map(|_| (0..1 + random(4)).map(|_| b'a' + random(26).min(random(26)) as u8).collect())
+            .collect();
+        let mut counts = BTreeMap::new();
+        for rank in 1..=words as u64 {
+            let parts = 1 + random(5);
+            let parts = (0..parts).map(|_| syllables[random(300).min(random(300)) as usize].as_slice());
+            let word: Vec<u8> = std::iter::once(&b" "[..]).chain(parts).flatten().copied().collect();
+            counts.insert(word, 5_000_000 / rank);
+        }
+        counts.into_iter().collect()
+    }
+
+    const SMALL_COUNTS: [u64; 4] = [1, 2, 3, 4];
+
     #[test]
     fn the_most_frequent_pair_comes_first() {
         let (b, c, d) = (u32::from(b'b'), u32::from(b'c'), u32::from(b'd'));
-        assert_eq!(learn_all(&[(b"bcd", 5), (b"cd", 1)], 2), [(c, d), (b, 256)]);
+        assert_eq!(learn_all(&[("bcd", 5), ("cd", 1)], 2), [(c, d), (b, 256)]);
     }
 
     #[test]
     fn ties_go_to_the_smaller_left_id_then_the_smaller_right_id() {
         let id = u32::from;
-        let words: [(&[u8], u64); 4] = [(b"zx", 2), (b"bz", 2), (b"by", 2), (b"ca", 2)];
+        let words = [("zx", 2), ("bz", 2), ("by", 2), ("ca", 2)];
         assert_eq!(
             learn_all(&words, 9),
             [(id(b'b'), id(b'y')), (id(b'b'), id(b'z')), (id(b'c'), id(b'a')), (id(b'z'), id(b'x'))]
@@ -235,15 +349,28 @@ mod tests {
     fn overlapping_positions_count_and_joining_is_greedy_from_the_left() {
         let a = u32::from(b'a');
         // "aaaaa" holds (a, a) four times, which beats three of (b, c).
-        assert_eq!(learn_all(&[(b"aaaaa", 1), (b"bc", 3)], 1), [(a, a)]);
+        assert_eq!(learn_all(&[("aaaaa", 1), ("bc", 3)], 1), [(a, a)]);
         // aaaaa → AA AA a → the pair (AA, AA) before (AA, a) by its smaller right id? 97 is smaller.
-        assert_eq!(learn_all(&[(b"aaaaa", 1)], 3), [(a, a), (256, a), (256, 257)]);
+        assert_eq!(learn_all(&[("aaaaa", 1)], 3), [(a, a), (256, a), (256, 257)]);
     }
 
     #[test]
-    fn counts_beyond_32_bits_are_counted() {
-        let words: [(&[u8], u64); 2] = [(b"ab", 1 << 33), (b"cd", (1 << 33) + 1)];
-        assert_eq!(learn_all(&words, 1), [(u32::from(b'c'), u32::from(b'd'))]);
+    fn counts_around_31_32_and_33_bits_are_exact() {
+        for bits in [31, 32, 33, 45] {
+            for (more, first) in [(0, b'a'), (1, b'c')] {
+                let words = [("ab", 1 << bits), ("cd", (1 << bits) + more)];
+                assert_eq!(learn_all(&words, 1), [(u32::from(first), u32::from(first) + 1)]);
+                // The same with sums that pass the limit.
+                let words = [("ab", (1 << bits) - 5), ("abe", 5), ("cd", 7), ("xcd", (1 << bits) - 7 + more)];
+                assert_eq!(learn_all(&words, 1), [(u32::from(first), u32::from(first) + 1)]);
+            }
+        }
+    }
+
+    #[test]
+    fn one_word_may_have_nearly_all_of_64_bits() {
+        let words = vec![(b"abababa".to_vec(), u64::MAX / 8), (b"ba".to_vec(), u64::MAX / 16)];
+        assert_eq!(learn_all(&words, 9), learn_slowly(&words, 9, |id| id));
     }
 
     #[test]
@@ -255,9 +382,11 @@ mod tests {
 
     #[test]
     fn training_ends_when_there_is_nothing_left_to_join() {
-        assert_eq!(learn_all(&[(b"ab", 1)], 10).len(), 1);
-        assert_eq!(learn_all(&[(b"a", 1)], 10).len(), 0);
-        assert_eq!(learn_all(&[], 10).len(), 0);
+        assert_eq!(learn_all(&[("ab", 1)], 10).len(), 1);
+        assert_eq!(learn_all(&[("ab", 1)], usize::MAX).len(), 1);
+        assert_eq!(learn_all(&[("a", 1)], 10).len(), 0);
+        assert_eq!(learn_all(&[("ab", 0)], 10).len(), 0);
+        assert_eq!(learn_all::<&str>(&[], 10).len(), 0);
     }
 
     #[test]
@@ -269,26 +398,99 @@ mod tests {
     }
 
     #[test]
-    fn incremental_counting_learns_what_recounting_everything_learns() {
-        let mut state = 88_172_645_463_325_252_u64;
-        let mut random = move |below: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
+    fn the_check_is_called_while_words_are_prepared_and_within_a_merge() {
+        let words = (0..100_000_u32).map(|number| ([&number.to_le_bytes()[..], b"xy"].concat(), 1));
+        let mut calls = [0, 0];
+        let count_call = |done: usize| {
+            calls[done.min(1)] += 1;
+            Ok::<(), Error>(())
         };
-        for round in 0..300 {
-            // Few letters and long words: many ties, many overlaps, many repeats.
-            let letters = 1 + round % 4;
-            let words: Vec<(Vec<u8>, u64)> = (0..1 + random(12))
-                .map(|_| {
-                    let word = (0..1 + random(24)).map(|_| b'a' + random(letters) as u8).collect();
-                    (word, 1 + random(4))
-                })
-                .collect();
-            let words: Vec<(&[u8], u64)> =
-                words.iter().map(|(word, count)| (word.as_slice(), *count)).collect();
-            assert_eq!(learn_all(&words, 40), learn_slowly(&words, 40), "{words:?}");
+        learn(words, 2, count_call).unwrap();
+        // 700,000 positions are gathered and put in order, 500,000 pairs looked at twice, 100,000 joined.
+        assert!(calls[0] >= 30, "{calls:?}");
+        assert!(calls[1] >= 2, "{calls:?}");
+    }
+
+    #[test]
+    fn the_order_of_words_makes_no_difference() {
+        let words = words_as_in_a_text(2_000);
+        let backwards: Counts = words.iter().rev().cloned().collect();
+        assert_eq!(learn_all(&words, 500), learn_all(&backwards, 500));
+    }
+
+    #[test]
+    fn exact_counts_learn_what_recounting_everything_learns() {
+        let mut random = random_numbers();
+        for _ in 0..400 {
+            let words = random_words(&mut random, &SMALL_COUNTS);
+            assert_eq!(learn_all(&words, 60), learn_slowly(&words, 60, |id| id), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn thousands_of_small_trainings_learn_what_the_oracle_learns() {
+        let big = [0, 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1, 1 << 32, (1 << 32) + 1, 1 << 50];
+        let mut random = random_numbers();
+        for round in 0..6_000 {
+            let counts: &[u64] = if round % 2 == 0 { &SMALL_COUNTS } else { &big };
+            let words = random_words(&mut random, counts);
+            let learned = learn_all(&words, 100);
+            assert_eq!(learned, oracle::learn(words.iter().cloned(), 100), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn thousands_of_merges_of_a_text_are_those_of_the_oracle() {
+        let words = words_as_in_a_text(20_000);
+        let learned = learn_all(&words, 5_000);
+        assert_eq!(learned.len(), 5_000);
+        assert_eq!(learned, oracle::learn(words, 5_000));
+    }
+
+    #[test]
+    fn any_guess_at_the_last_count_learns_the_same() {
+        let mut random = random_numbers();
+        for _ in 0..300 {
+            let words = random_words(&mut random, &SMALL_COUNTS);
+            let expected = oracle::learn(words.iter().cloned(), 60);
+            for least in [1, 2, 3, 5, 17, 1 << 40] {
+                assert_eq!(learn_guessing(&words, 60, least), expected, "{least} {words:?}");
+            }
+        }
+        let words = words_as_in_a_text(5_000);
+        let expected = oracle::learn(words.iter().cloned(), 2_000);
+        for least in [1, 1_000, 100_000, u64::MAX] {
+            assert_eq!(learn_guessing(&words, 2_000, least), expected, "{least}");
+        }
+    }
+
+    #[test]
+    fn ties_as_in_hugging_face_go_by_the_characters_that_stand_for_bytes() {
+        let words: [(&[u8], u64); 6] =
+            [(b" a", 2), (b"!a", 2), (b"\xada", 2), (b"\xaea", 2), (b"\x7fa", 2), (b"\xffa", 2)];
+        let left_ids = |ties| -> Vec<u32> {
+            let learned = learn_with(words, 6, |_| Ok::<(), Error>(()), ties).unwrap();
+            learned.into_iter().map(|(left, _)| left).collect()
+        };
+        assert_eq!(left_ids(Ties::SmallestId), [32, 33, 127, 173, 174, 255]);
+        assert_eq!(left_ids(Ties::HuggingFace), [33, 174, 255, 32, 127, 173]);
+    }
+
+    #[test]
+    fn ties_as_in_hugging_face_change_nothing_but_ties() {
+        let order = Ties::HuggingFace.byte_order();
+        let rank =
+            |id: u32| order.iter().position(|byte| u32::from(*byte) == id).map_or(id, |rank| rank as u32);
+        let mut random = random_numbers();
+        for _ in 0..200 {
+            let mut words = random_words(&mut random, &SMALL_COUNTS);
+            // Letters become bytes on both sides of the order.
+            for byte in words.iter_mut().flat_map(|(word, _)| word) {
+                *byte = [b' ', b'a', 0xad, 0xff][usize::from(*byte - b'a')];
+            }
+            let check = |_| Ok::<(), Error>(());
+            let learned = learn_with(words.iter().cloned(), 60, check, Ties::HuggingFace).unwrap();
+            assert_eq!(learned, learn_slowly(&words, 60, rank), "{words:?}");
         }
     }
 }
