@@ -1,16 +1,17 @@
 //! Counting words, on all threads.
 
-use std::collections::HashMap;
+pub mod arrow;
+mod table;
+mod words;
+
 use std::sync::Mutex;
 
 use rayon::prelude::*;
-use rustc_hash::FxBuildHasher;
 
 use crate::Error;
 use crate::split::Splitter;
-
-/// How often each word occurs.
-pub type WordCounts = HashMap<Box<[u8]>, u64, FxBuildHasher>;
+use table::Table;
+pub use words::WordCounts;
 
 /// Documents handed to a thread at a time.
 const DOCUMENTS_PER_TASK: usize = 16;
@@ -42,8 +43,14 @@ pub struct Counter {
 
 struct Worker {
     splitter: Splitter,
-    counts: WordCounts,
+    table: Table,
     words: u64,
+}
+
+/// What is looked at of a document.
+struct Clipped<'t> {
+    text: &'t str,
+    characters: u64,
 }
 
 impl Counter {
@@ -51,11 +58,8 @@ impl Counter {
     pub fn new(pattern: &str, limits: Limits) -> Result<Self, Error> {
         let workers = (0..rayon::current_num_threads())
             .map(|_| {
-                Ok(Mutex::new(Worker {
-                    splitter: Splitter::new(pattern)?,
-                    counts: WordCounts::default(),
-                    words: 0,
-                }))
+                let splitter = Splitter::new(pattern)?;
+                Ok(Mutex::new(Worker { splitter, table: Table::default(), words: 0 }))
             })
             .collect::<Result<_, Error>>()?;
         Ok(Self { limits, totals: Totals::default(), workers })
@@ -63,19 +67,17 @@ impl Counter {
 
     /// Count a batch. Returns whether `max_chars` leaves room for more.
     pub fn add(&mut self, documents: &[impl AsRef<str> + Sync]) -> Result<bool, Error> {
-        let mut clipped = Vec::with_capacity(documents.len());
-        for document in documents {
-            if !self.has_room() {
-                break;
-            }
-            clipped.push(self.clip(document.as_ref()));
-        }
+        let doc_cap = self.limits.doc_cap;
+        let clipped = documents.par_iter().with_min_len(DOCUMENTS_PER_TASK);
+        let mut clipped: Vec<_> = clipped.map(|text| Clipped::new(text.as_ref(), doc_cap)).collect();
+        self.keep_what_has_room(&mut clipped);
+
         let workers = &self.workers;
         clipped.par_chunks(DOCUMENTS_PER_TASK).try_for_each(|documents| {
             // A thread has its own worker, so the lock is never waited for.
             let thread = rayon::current_thread_index().unwrap_or(0);
             let mut worker = workers[thread].lock().expect("no thread has panicked");
-            documents.iter().try_for_each(|document| worker.count(document))
+            documents.iter().try_for_each(|document| worker.count(document.text))
         })?;
         Ok(self.has_room())
     }
@@ -83,57 +85,93 @@ impl Counter {
     /// The counts of everything added, and the totals.
     pub fn finish(self) -> (WordCounts, Totals) {
         let mut totals = self.totals;
-        let mut all = WordCounts::default();
+        let mut tables = Vec::with_capacity(self.workers.len());
         for worker in self.workers {
             let worker = worker.into_inner().expect("no thread has panicked");
             totals.words += worker.words;
-            let (mut larger, smaller) =
-                if worker.counts.len() > all.len() { (worker.counts, all) } else { (all, worker.counts) };
-            for (word, count) in smaller {
-                *larger.entry(word).or_insert(0) += count;
-            }
-            all = larger;
+            tables.push(worker.table);
         }
-        (all, totals)
+        (WordCounts::from_tables(tables), totals)
     }
 
     fn has_room(&self) -> bool {
         self.limits.max_chars.is_none_or(|most| self.totals.characters < most)
     }
 
-    fn clip<'t>(&mut self, document: &'t str) -> &'t str {
-        let room = self.limits.max_chars.map(|most| most - self.totals.characters);
-        let cap = [self.limits.doc_cap, room].into_iter().flatten().min();
+    /// Cut the documents where all characters reach `max_chars`, and add up what is left.
+    fn keep_what_has_room(&mut self, documents: &mut Vec<Clipped<'_>>) {
+        let mut kept = 0;
+        for document in &mut *documents {
+            if !self.has_room() {
+                break;
+            }
+            let room = self.limits.max_chars.map(|most| most - self.totals.characters);
+            if let Some(room) = room.filter(|room| *room < document.characters) {
+                *document = Clipped { text: first_characters(document.text, room), characters: room };
+            }
+            self.totals.rows += 1;
+            self.totals.characters += document.characters;
+            self.totals.bytes += document.text.len() as u64;
+            kept += 1;
+        }
+        documents.truncate(kept);
+    }
+}
+
+impl<'t> Clipped<'t> {
+    fn new(document: &'t str, cap: Option<u64>) -> Self {
         let text = cap.map_or(document, |cap| first_characters(document, cap));
-        self.totals.rows += 1;
-        self.totals.characters += text.chars().count() as u64;
-        self.totals.bytes += text.len() as u64;
-        text
+        Self { text, characters: characters(text.as_bytes()) }
     }
 }
 
 impl Worker {
     fn count(&mut self, document: &str) -> Result<(), Error> {
-        let (counts, words) = (&mut self.counts, &mut self.words);
+        let (table, words) = (&mut self.table, &mut self.words);
+        let text = document.as_bytes();
         self.splitter.words(document, |word| {
             *words += 1;
-            match counts.get_mut(word.as_bytes()) {
-                Some(count) => *count += 1,
-                None => {
-                    counts.insert(word.as_bytes().into(), 1);
-                }
-            }
+            // A word is a part of the document. The table reads on behind it, which is faster than
+            // to copy as many bytes as it has.
+            let start = word.as_ptr().addr() - text.as_ptr().addr();
+            table.add(text, start, word.len());
         })
     }
 }
 
+/// Bytes that are looked at at once: so few that their characters fit into eight bits, with which a
+/// vector register counts the most.
+const BLOCK: usize = 128;
+
+/// How many characters start in these bytes of UTF-8.
+fn characters(bytes: &[u8]) -> u64 {
+    let in_block =
+        |block: &[u8]| block.iter().fold(0_u8, |sum, byte| sum + u8::from(starts_character(*byte)));
+    bytes.chunks(BLOCK).map(|block| u64::from(in_block(block))).sum()
+}
+
+fn starts_character(byte: u8) -> bool {
+    byte & 0b1100_0000 != 0b1000_0000
+}
+
 /// The first `cap` characters of `text`.
 fn first_characters(text: &str, cap: u64) -> &str {
-    let cap = usize::try_from(cap).unwrap_or(usize::MAX);
-    if text.len() <= cap {
+    if text.len() as u64 <= cap {
         return text; // a character has at least one byte
     }
-    text.char_indices().nth(cap).map_or(text, |(end, _)| &text[..end])
+    let bytes = text.as_bytes();
+    let (mut at, mut left) = (0, cap);
+    for block in bytes.chunks(BLOCK) {
+        let here = characters(block);
+        if here > left {
+            break;
+        }
+        at += block.len();
+        left -= here;
+    }
+    // The next character behind `at` and those that are left is the first to go.
+    let mut starts = (at..bytes.len()).filter(|at| starts_character(bytes[*at]));
+    starts.nth(left as usize).map_or(text, |end| &text[..end])
 }
 
 #[cfg(test)]
@@ -144,12 +182,8 @@ mod tests {
         let mut counter = Counter::new(r"\S+", limits).unwrap();
         counter.add(documents).unwrap();
         let (counts, totals) = counter.finish();
-        let mut counts: Vec<_> = counts
-            .into_iter()
-            .map(|(word, count)| (String::from_utf8(word.into()).unwrap(), count))
-            .collect();
-        counts.sort();
-        (counts, totals)
+        let text = |word: &[u8]| String::from_utf8(word.to_vec()).unwrap();
+        (counts.iter().map(|(word, count)| (text(word), count)).collect(), totals)
     }
 
     fn pairs(counts: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -197,8 +231,41 @@ mod tests {
             counter.add(batch).unwrap();
         }
         let (counts, totals) = counter.finish();
-        assert_eq!(counts[b"all".as_slice()], 5_000);
-        assert_eq!(counts[b"w0".as_slice()], 715);
+        assert_eq!(counts.count(b"all"), 5_000);
+        assert_eq!(counts.count(b"w0"), 715);
         assert_eq!(totals.words, 10_000);
+    }
+
+    #[test]
+    fn any_number_of_threads_counts_the_same() {
+        let documents: Vec<String> =
+            (0..3_000).map(|i| format!("w{} {} {}", i % 7, i * i, "long".repeat(i % 40))).collect();
+        let count = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let limits = Limits { doc_cap: Some(100), max_chars: Some(100_000) };
+                let mut counter = Counter::new(r"\S+", limits).unwrap();
+                for batch in documents.chunks(700) {
+                    counter.add(batch).unwrap();
+                }
+                counter.finish()
+            })
+        };
+        let (counts, totals) = count(1);
+        assert_eq!(totals.characters, 100_000);
+        assert_eq!(totals.words, counts.iter().map(|(_, count)| count).sum::<u64>());
+        for threads in [2, 3, 8] {
+            assert_eq!(count(threads), (counts.clone(), totals));
+        }
+    }
+
+    #[test]
+    fn the_first_characters_are_found_across_blocks() {
+        let text: String = (0..1_000).map(|i| ['a', 'é', '한', '😀'][i * i % 11 % 4]).collect();
+        for cap in (0..1_010).chain([usize::MAX]) {
+            let expected: String = text.chars().take(cap).collect();
+            assert_eq!(first_characters(&text, cap as u64), expected, "{cap}");
+        }
+        assert_eq!(characters(text.as_bytes()), 1_000);
     }
 }

@@ -1,4 +1,4 @@
-//! Counts files: the word counts of one shard, sorted and front-coded.
+//! Counts files: the word counts of one shard, sorted, front-coded and compressed.
 //!
 //! Layout, all numbers little-endian:
 //!
@@ -7,23 +7,36 @@
 //! pattern, text column, sha256 of the input: each u32 length, then UTF-8
 //! document cap, cap on all characters: each u8 (0 none, 1 some), then u64 where some
 //! rows, characters, bytes, words, unique words: u64
-//! unique words times, in the order of their bytes:
+//! one zstd frame, in it unique words times, in the order of their bytes:
 //!     bytes shared with the word before, bytes that follow, those bytes, count (numbers as LEB128)
 //! FNV-1a of everything before: u64
 //! ```
 //!
-//! Equal text, pattern and limits give equal bytes. Counts of several files add up exactly, so that
-//! training from them equals training on their shards at once.
+//! Equal text, pattern and limits give equal bytes (from one version of this crate). Counts of several
+//! files add up exactly, so that training from them equals training on their shards at once.
 
-use std::fs;
-use std::io::Write;
+mod adding;
+mod records;
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::count::{Limits, Totals, WordCounts};
+pub use adding::add_up;
+use records::Records;
 
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"BPECOUNT";
+const CHECKSUM_BYTES: usize = 8;
+
+/// The compressor's effort: 3 is zstd's default. Higher levels gain a few percent for several times the time.
+const LEVEL: i32 = 3;
+
+/// log2 of the bytes that a decompressor keeps. Words that are alike lie side by side, so that more
+/// would gain little; and to add up files takes this memory for every one of them at once.
+const WINDOW_LOG: u32 = 18;
 
 /// What was counted, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,56 +49,22 @@ pub struct Header {
     pub unique_words: u64,
 }
 
-/// A counts file in memory.
+/// A counts file that has been verified. Its words stay on disk.
 pub struct CountsFile {
     pub header: Header,
     path: PathBuf,
-    body: Vec<u8>,
-    records_at: usize,
+    /// Where the compressed words start and end, in bytes.
+    start: u64,
+    end: u64,
 }
 
 /// Write `counts` to `path`, under a temporary name first: a counts file is whole or not there.
 pub fn write(path: &Path, header: &Header, counts: &WordCounts) -> Result<(), Error> {
-    let mut bytes = Vec::new();
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    for text in [&header.pattern, &header.text_column, &header.input_sha256] {
-        bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(text.as_bytes());
-    }
-    for limit in [header.limits.doc_cap, header.limits.max_chars] {
-        bytes.push(u8::from(limit.is_some()));
-        if let Some(limit) = limit {
-            bytes.extend_from_slice(&limit.to_le_bytes());
-        }
-    }
-    let totals = &header.totals;
-    for number in [totals.rows, totals.characters, totals.bytes, totals.words, counts.len() as u64] {
-        bytes.extend_from_slice(&number.to_le_bytes());
-    }
-
-    let mut sorted: Vec<(&[u8], u64)> = counts.iter().map(|(word, count)| (&**word, *count)).collect();
-    sorted.sort_unstable();
-    let mut previous: &[u8] = &[];
-    for (word, count) in sorted {
-        let shared = previous.iter().zip(word).take_while(|(left, right)| left == right).count();
-        put_number(&mut bytes, shared as u64);
-        put_number(&mut bytes, (word.len() - shared) as u64);
-        bytes.extend_from_slice(&word[shared..]);
-        put_number(&mut bytes, count);
-        previous = word;
-    }
-    let checksum = fnv1a(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    put_file(path, &bytes)
-}
-
-fn put_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
-    let written = fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+    let written = File::create(&temporary)
+        .and_then(|file| put_all(file, header, counts)?.sync_all())
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|source| {
         // The first error is the one to report; the temporary file may not even exist.
@@ -94,225 +73,212 @@ fn put_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     })
 }
 
-impl CountsFile {
-    /// Read and verify a file. Fails when it is missing, of a newer version, torn or damaged.
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let (mut reader, body_length) = open(path, &bytes)?;
-        let header = reader.header()?;
-        let records_at = reader.at;
-        let mut body = bytes;
-        body.truncate(body_length);
-        Ok(Self { header, path: path.to_owned(), body, records_at })
-    }
-
-    /// Call `visit` with every word and its count, in the order of the words' bytes.
-    pub fn words(&self, mut visit: impl FnMut(&[u8], u64) -> Result<(), Error>) -> Result<(), Error> {
-        let mut reader = Reader { path: &self.path, bytes: &self.body, at: self.records_at };
-        let mut word = Vec::new();
-        for _ in 0..self.header.unique_words {
-            let shared = reader.length()?;
-            let rest = reader.length()?;
-            if shared > word.len() {
-                return Err(reader.damaged());
-            }
-            word.truncate(shared);
-            word.extend_from_slice(reader.take(rest)?);
-            visit(&word, reader.number()?)?;
-        }
-        if reader.at != self.body.len() {
-            return Err(reader.damaged());
-        }
-        Ok(())
-    }
+fn put_all(file: File, header: &Header, counts: &WordCounts) -> io::Result<File> {
+    let mut output = Hashing { inner: BufWriter::new(file), hash: Fnv::default() };
+    put_header(&mut output, header, counts.len() as u64)?;
+    let mut compressor = BufWriter::new(compressor(output)?);
+    records::put(&mut compressor, counts)?;
+    let output = compressor.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
+    let Hashing { inner: mut output, hash } = output;
+    output.write_all(&hash.0.to_le_bytes())?;
+    output.into_inner().map_err(io::IntoInnerError::into_error)
 }
 
-/// Add up counts files that were made in the same way.
-///
-/// Fails when two differ in pattern, text column or limits, naming both files and what differs.
-pub fn add_up(paths: &[PathBuf]) -> Result<(String, WordCounts), Error> {
-    let mut counts = WordCounts::default();
-    let mut first: Option<(&PathBuf, Header)> = None;
-    for path in paths {
-        let file = CountsFile::read(path)?;
-        match &first {
-            None => first = Some((path, file.header.clone())),
-            Some((first_path, header)) => must_match(first_path, header, path, &file.header)?,
-        }
-        file.words(|word, count| {
-            if let Some(sum) = counts.get_mut(word) {
-                *sum = sum.checked_add(count).ok_or_else(|| {
-                    invalid(
-                        path,
-                        "its counts overflow 64 bits when added to the others; count its shard again",
-                    )
-                })?;
-            } else {
-                counts.insert(word.into(), count);
-            }
-            Ok(())
-        })?;
-    }
-    let (_, header) =
-        first.ok_or_else(|| Error::Invalid("no counts files were given to train from".to_owned()))?;
-    Ok((header.pattern, counts))
+fn compressor<W: Write>(output: W) -> io::Result<zstd::Encoder<'static, W>> {
+    let mut compressor = zstd::Encoder::new(output, LEVEL)?;
+    compressor.window_log(WINDOW_LOG)?;
+    Ok(compressor)
 }
 
-fn must_match(path: &Path, header: &Header, other_path: &Path, other: &Header) -> Result<(), Error> {
-    let cap = |cap: Option<u64>| cap.map_or("none".to_owned(), |cap| cap.to_string());
-    let ways = |header: &Header| {
-        [
-            ("pattern", header.pattern.clone()),
-            ("text column", header.text_column.clone()),
-            ("document cap", cap(header.limits.doc_cap)),
-            ("cap on all characters", cap(header.limits.max_chars)),
-        ]
-    };
-    for ((what, ours), (_, theirs)) in ways(header).into_iter().zip(ways(other)) {
-        if ours != theirs {
-            let reason = format!(
-                "was counted with {what} {theirs}, {} with {ours}; count both shards in the same way",
-                path.display()
-            );
-            return Err(invalid(other_path, &reason));
+fn put_header(output: &mut impl Write, header: &Header, unique_words: u64) -> io::Result<()> {
+    output.write_all(MAGIC)?;
+    output.write_all(&VERSION.to_le_bytes())?;
+    for text in [&header.pattern, &header.text_column, &header.input_sha256] {
+        let length = u32::try_from(text.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        output.write_all(&length.to_le_bytes())?;
+        output.write_all(text.as_bytes())?;
+    }
+    for limit in [header.limits.doc_cap, header.limits.max_chars] {
+        output.write_all(&[u8::from(limit.is_some())])?;
+        if let Some(limit) = limit {
+            output.write_all(&limit.to_le_bytes())?;
         }
+    }
+    let totals = &header.totals;
+    for number in [totals.rows, totals.characters, totals.bytes, totals.words, unique_words] {
+        output.write_all(&number.to_le_bytes())?;
     }
     Ok(())
+}
+
+impl CountsFile {
+    /// Verify a file and read how it was made. Fails when it is missing, of another version, torn or
+    /// damaged.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |error| unreadable(path, error);
+        let mut file = File::open(path).map_err(failed)?;
+        let end = verify(path, &file)?;
+        file.rewind().map_err(failed)?;
+        let mut body = BufReader::new(file).take(end);
+        let header = skip_version(&mut body).and_then(|()| read_header(&mut body)).map_err(failed)?;
+        Ok(Self { header, path: path.to_owned(), start: end - body.limit(), end })
+    }
+
+    /// The words and their counts, from the first.
+    fn records(&self) -> Result<Records, Error> {
+        Records::new(self.path.clone(), self.start..self.end, self.header.unique_words)
+    }
+}
+
+/// Check magic, version and checksum. Returns the number of bytes before the checksum.
+fn verify(path: &Path, file: &File) -> Result<u64, Error> {
+    let failed = |error| unreadable(path, error);
+    let mut start = Vec::new();
+    file.take(MAGIC.len() as u64 + 4).read_to_end(&mut start).map_err(failed)?;
+    let Some(version) = start.strip_prefix(MAGIC) else {
+        return Err(invalid(path, "is not a counts file; pass files that count_words wrote"));
+    };
+    require_our_version(path, version)?;
+
+    let mut hash = Fnv::default();
+    hash.add(&start);
+    let mut bytes = start.len() as u64;
+    // The last bytes read are held back: they may be the checksum.
+    let mut held = Vec::with_capacity(CHECKSUM_BYTES + (64 << 10));
+    loop {
+        let read = file.take(64 << 10).read_to_end(&mut held).map_err(failed)?;
+        let safe = held.len().saturating_sub(CHECKSUM_BYTES);
+        hash.add(&held[..safe]);
+        bytes += safe as u64;
+        held.drain(..safe);
+        if read == 0 {
+            break;
+        }
+    }
+    if held == hash.0.to_le_bytes() { Ok(bytes) } else { Err(damaged(path)) }
+}
+
+fn require_our_version(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let version = u32::from_le_bytes(bytes.try_into().map_err(|_| damaged(path))?);
+    let remedy = match version {
+        VERSION => return Ok(()),
+        0..VERSION => "count its shard again",
+        _ => "update rustbpe or count its shard again",
+    };
+    let reason =
+        format!("is a counts file of version {version}, this rustbpe reads version {VERSION}; {remedy}");
+    Err(invalid(path, &reason))
+}
+
+fn skip_version(input: &mut impl Read) -> io::Result<()> {
+    take::<{ MAGIC.len() + 4 }>(input).map(|_| ())
+}
+
+fn read_header(input: &mut impl Read) -> io::Result<Header> {
+    Ok(Header {
+        pattern: take_text(input)?,
+        text_column: take_text(input)?,
+        input_sha256: take_text(input)?,
+        limits: Limits { doc_cap: take_limit(input)?, max_chars: take_limit(input)? },
+        totals: Totals {
+            rows: take_u64(input)?,
+            characters: take_u64(input)?,
+            bytes: take_u64(input)?,
+            words: take_u64(input)?,
+        },
+        unique_words: take_u64(input)?,
+    })
+}
+
+fn take<const N: usize>(input: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    input.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn take_u64(input: &mut impl Read) -> io::Result<u64> {
+    take(input).map(u64::from_le_bytes)
+}
+
+fn take_text(input: &mut impl Read) -> io::Result<String> {
+    let length = u32::from_le_bytes(take(input)?);
+    let mut text = String::new();
+    input.take(length.into()).read_to_string(&mut text)?;
+    if text.len() == length as usize { Ok(text) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn take_limit(input: &mut impl Read) -> io::Result<Option<u64>> {
+    match take(input)? {
+        [0] => Ok(None),
+        [1] => take_u64(input).map(Some),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// What to say of a file that cannot be read: the system's reason, or that its content makes no sense.
+fn unreadable(path: &Path, error: io::Error) -> Error {
+    if error.raw_os_error().is_some() {
+        Error::Io { path: path.to_owned(), source: error }
+    } else {
+        damaged(path)
+    }
+}
+
+fn damaged(path: &Path) -> Error {
+    invalid(path, "is torn or damaged; delete it and count its shard again")
 }
 
 fn invalid(path: &Path, reason: &str) -> Error {
     Error::Invalid(format!("{}: {reason}", path.display()))
 }
 
-/// Check magic, version and checksum; return a reader behind the version, and where records end.
-fn open<'b>(path: &'b Path, bytes: &'b [u8]) -> Result<(Reader<'b>, usize), Error> {
-    if !bytes.starts_with(MAGIC) {
-        return Err(invalid(path, "is not a counts file; pass files that count_words wrote"));
-    }
-    let mut reader = Reader { path, bytes, at: MAGIC.len() };
-    let version = u32::from_le_bytes(reader.array()?);
-    if version != VERSION {
-        return Err(invalid(
-            path,
-            &format!(
-                "is a counts file of version {version}, this rustbpe reads version {VERSION}; update rustbpe \
-                 or count the shard again"
-            ),
-        ));
-    }
-    let body_length = bytes.len().checked_sub(8).ok_or_else(|| reader.damaged())?;
-    let (body, checksum) = bytes.split_at(body_length);
-    if fnv1a(body).to_le_bytes() != checksum {
-        return Err(reader.damaged());
-    }
-    Ok((Reader { bytes: body, ..reader }, body_length))
-}
-
-struct Reader<'b> {
-    path: &'b Path,
-    bytes: &'b [u8],
-    at: usize,
-}
-
-impl<'b> Reader<'b> {
-    fn damaged(&self) -> Error {
-        invalid(self.path, "is torn or damaged; delete it and count its shard again")
-    }
-
-    fn take(&mut self, length: usize) -> Result<&'b [u8], Error> {
-        let end = self.at.checked_add(length).ok_or_else(|| self.damaged())?;
-        let taken = self.bytes.get(self.at..end).ok_or_else(|| self.damaged())?;
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
-        let taken = self.take(N)?;
-        taken.try_into().map_err(|_| self.damaged())
-    }
-
-    fn u64(&mut self) -> Result<u64, Error> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    fn text(&mut self) -> Result<String, Error> {
-        let length = u32::from_le_bytes(self.array()?) as usize;
-        let bytes = self.take(length)?.to_vec();
-        String::from_utf8(bytes).map_err(|_| self.damaged())
-    }
-
-    fn limit(&mut self) -> Result<Option<u64>, Error> {
-        match self.array()? {
-            [0] => Ok(None),
-            [1] => Ok(Some(self.u64()?)),
-            _ => Err(self.damaged()),
-        }
-    }
-
-    fn header(&mut self) -> Result<Header, Error> {
-        Ok(Header {
-            pattern: self.text()?,
-            text_column: self.text()?,
-            input_sha256: self.text()?,
-            limits: Limits { doc_cap: self.limit()?, max_chars: self.limit()? },
-            totals: Totals {
-                rows: self.u64()?,
-                characters: self.u64()?,
-                bytes: self.u64()?,
-                words: self.u64()?,
-            },
-            unique_words: self.u64()?,
-        })
-    }
-
-    /// LEB128.
-    fn number(&mut self) -> Result<u64, Error> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let [byte] = self.array()?;
-            let bits = u64::from(byte & 0x7f);
-            if (bits << shift) >> shift != bits {
-                break;
-            }
-            number |= bits << shift;
-            if byte < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err(self.damaged())
-    }
-
-    fn length(&mut self) -> Result<usize, Error> {
-        usize::try_from(self.number()?).map_err(|_| self.damaged())
-    }
-}
-
-fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-}
-
 /// The 64-bit FNV-1a hash (Fowler, Noll, Vo): finds torn and damaged files, not forged ones.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0 = bytes
+            .iter()
+            .fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    }
+}
+
+/// Hashes what is written through it.
+struct Hashing<W> {
+    inner: W,
+    hash: Fnv,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.add(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::adding::Sorted;
     use super::*;
 
-    fn folder(name: &str) -> PathBuf {
+    pub fn folder(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("rustbpe-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         folder
     }
 
-    fn header(pattern: &str) -> Header {
+    pub fn header(pattern: &str) -> Header {
         Header {
             pattern: pattern.to_owned(),
             text_column: "text".to_owned(),
@@ -323,17 +289,16 @@ mod tests {
         }
     }
 
-    fn counts(words: &[(&str, u64)]) -> WordCounts {
-        words.iter().map(|(word, count)| (word.as_bytes().into(), *count)).collect()
+    pub fn counts(words: &[(&str, u64)]) -> WordCounts {
+        words.iter().copied().collect()
     }
 
     fn read(path: &Path) -> Vec<(String, u64)> {
+        let mut records = CountsFile::open(path).unwrap().records().unwrap();
         let mut words = Vec::new();
-        let visit = |word: &[u8], count| {
-            words.push((String::from_utf8(word.to_vec()).unwrap(), count));
-            Ok(())
-        };
-        CountsFile::read(path).unwrap().words(visit).unwrap();
+        while records.advance().unwrap() {
+            words.push((String::from_utf8(records.word().to_vec()).unwrap(), records.count()));
+        }
         words
     }
 
@@ -344,40 +309,34 @@ mod tests {
         write(&path, &header("p"), &counts(&words)).unwrap();
         let expected: Vec<_> = words.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect();
         assert_eq!(read(&path), expected);
-        assert_eq!(CountsFile::read(&path).unwrap().header, Header { unique_words: 5, ..header("p") });
+        assert_eq!(CountsFile::open(&path).unwrap().header, Header { unique_words: 5, ..header("p") });
+    }
+
+    #[test]
+    fn words_of_every_length_come_back() {
+        let path = folder("lengths").join("a.counts");
+        let words: Vec<String> = [0, 1, 15, 16, 17, 1000, 300_000].map(|length| "é".repeat(length)).into();
+        let expected: Vec<(String, u64)> = words.into_iter().zip(1..).collect();
+        write(&path, &header("p"), &expected.iter().cloned().collect()).unwrap();
+        assert_eq!(read(&path), expected);
+    }
+
+    #[test]
+    fn a_file_without_words_is_a_file() {
+        let path = folder("no-words").join("a.counts");
+        write(&path, &header("p"), &WordCounts::default()).unwrap();
+        assert_eq!(read(&path), []);
     }
 
     #[test]
     fn equal_counts_give_equal_bytes() {
         let folder = folder("equal");
-        let words: Vec<String> = (0..500).map(|i| format!("word{i}")).collect();
-        let forward: WordCounts = words.iter().map(|word| (word.as_bytes().into(), 7)).collect();
-        let backward: WordCounts = words.iter().rev().map(|word| (word.as_bytes().into(), 7)).collect();
+        let words: Vec<(String, u64)> = (0..50_000).map(|i| (format!("word{i}"), i % 300)).collect();
+        let forward: WordCounts = words.iter().cloned().collect();
+        let backward: WordCounts = words.into_iter().rev().collect();
         write(&folder.join("a"), &header("p"), &forward).unwrap();
         write(&folder.join("b"), &header("p"), &backward).unwrap();
         assert_eq!(fs::read(folder.join("a")).unwrap(), fs::read(folder.join("b")).unwrap());
-    }
-
-    #[test]
-    fn files_add_up() {
-        let folder = folder("add");
-        let (a, b) = (folder.join("a"), folder.join("b"));
-        write(&a, &header("p"), &counts(&[("x", 1), ("y", 2)])).unwrap();
-        write(&b, &header("p"), &counts(&[("y", 3), ("z", 4)])).unwrap();
-        let (pattern, sum) = add_up(&[a, b]).unwrap();
-        assert_eq!(pattern, "p");
-        assert_eq!(sum, counts(&[("x", 1), ("y", 5), ("z", 4)]));
-    }
-
-    #[test]
-    fn files_counted_differently_do_not_add_up() {
-        let folder = folder("differ");
-        let (a, b) = (folder.join("a"), folder.join("b"));
-        write(&a, &header("p"), &counts(&[("x", 1)])).unwrap();
-        write(&b, &header("q"), &counts(&[("x", 1)])).unwrap();
-        let error = add_up(&[a, b]).unwrap_err().to_string();
-        assert!(error.contains("counted with pattern q") && error.contains("with p; count both"), "{error}");
-        assert!(add_up(&[]).unwrap_err().to_string().contains("no counts files"));
     }
 
     #[test]
@@ -388,25 +347,27 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(CountsFile::read(&path).is_err(), "cut to {length} bytes");
+            assert!(CountsFile::open(&path).is_err(), "cut to {length} bytes");
         }
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x11;
             fs::write(&path, &damaged).unwrap();
-            assert!(CountsFile::read(&path).is_err(), "byte {at} changed");
+            assert!(CountsFile::open(&path).is_err(), "byte {at} changed");
         }
     }
 
     #[test]
-    fn an_unknown_version_is_refused_by_number() {
+    fn another_version_is_refused_by_number() {
         let path = folder("version").join("a");
         write(&path, &header("p"), &counts(&[("x", 1)])).unwrap();
         let mut bytes = fs::read(&path).unwrap();
-        bytes[8] = 9;
-        fs::write(&path, bytes).unwrap();
-        let error = CountsFile::read(&path).err().unwrap().to_string();
-        assert!(error.contains("of version 9") && error.contains("reads version 1"), "{error}");
+        for (version, remedy) in [(1, "; count its shard again"), (9, "; update rustbpe or count")] {
+            bytes[8] = version;
+            fs::write(&path, &bytes).unwrap();
+            let error = CountsFile::open(&path).err().unwrap().to_string();
+            assert!(error.contains(&format!("of version {version}")) && error.contains(remedy), "{error}");
+        }
     }
 
     #[test]

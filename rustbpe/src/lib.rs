@@ -8,6 +8,7 @@ pub mod count;
 pub mod counts_file;
 pub mod encode;
 pub mod error;
+mod memory;
 pub mod merge;
 #[cfg(feature = "python")]
 mod python;

@@ -3,21 +3,26 @@
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyString};
 
 use crate::Error;
+use crate::count::arrow::{self, Fault, Offsets};
 use crate::count::{Counter, Limits, Totals, WordCounts};
 use crate::counts_file::{self, CountsFile, Header};
 use crate::encode::Vocabulary;
 use crate::merge;
 use crate::split::{GPT4_PATTERN, Splitter};
 
-/// How long Ctrl-C may go unnoticed while merges are learned.
+/// How long Ctrl-C may go unnoticed while counts are added up or merges learned.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
 
 impl From<Error> for PyErr {
@@ -111,10 +116,19 @@ impl Tokenizer {
     }
 
     /// Learn vocab_size - 256 merges from counts files. Their order makes no difference.
-    fn train_from_counts(&mut self, py: Python<'_>, paths: Vec<PathBuf>, vocab_size: i64) -> PyResult<()> {
+    ///
+    /// min_count: words that occur less often, over all files, are left out.
+    #[pyo3(signature = (paths, vocab_size, *, min_count=None))]
+    fn train_from_counts(
+        &mut self,
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        vocab_size: i64,
+        min_count: Option<i64>,
+    ) -> PyResult<()> {
         let merges = merges_of(vocab_size)?;
-        let (pattern, counts) = py.detach(|| counts_file::add_up(&paths))?;
-        py.check_signals()?;
+        let min_count = at_least_one("min_count", min_count, "floor")?.unwrap_or(1);
+        let (pattern, counts) = interruptible(py, |stop| counts_file::add_up(&paths, min_count, stop))?;
         self.learn(py, pattern, counts, merges)
     }
 
@@ -157,7 +171,7 @@ impl Tokenizer {
         }
         let vocabulary = py.detach(|| {
             let mut last = Instant::now();
-            let learned = merge::learn(counts, merges, |_| {
+            let learned = merge::learn(counts.by_frequency(), merges, |_| {
                 if last.elapsed() < SIGNAL_CHECK {
                     return Ok::<(), PyErr>(());
                 }
@@ -226,7 +240,7 @@ fn count_words<'py>(
 /// How a counts file was made, and its totals.
 #[pyfunction]
 fn counts_info<'py>(py: Python<'py>, counts_path: PathBuf) -> PyResult<Bound<'py, PyDict>> {
-    let file = py.detach(|| CountsFile::read(&counts_path))?;
+    let file = py.detach(|| CountsFile::open(&counts_path))?;
     describe(py, &file.header)
 }
 
@@ -256,13 +270,45 @@ fn merges_of(vocab_size: i64) -> PyResult<usize> {
 }
 
 fn limits(doc_cap: Option<i64>, max_chars: Option<i64>) -> PyResult<Limits> {
-    let positive = |name: &str, value: Option<i64>| match value {
-        Some(value) if value < 1 => {
-            Err(PyValueError::new_err(format!("{name} must be at least 1, or None for no cap; got {value}")))
-        }
+    Ok(Limits {
+        doc_cap: at_least_one("doc_cap", doc_cap, "cap")?,
+        max_chars: at_least_one("max_chars", max_chars, "cap")?,
+    })
+}
+
+fn at_least_one(name: &str, value: Option<i64>, what: &str) -> PyResult<Option<u64>> {
+    match value {
+        Some(value) if value < 1 => Err(PyValueError::new_err(format!(
+            "{name} must be at least 1, or None for no {what}; got {value}"
+        ))),
         value => Ok(value.map(|value| value as u64)),
-    };
-    Ok(Limits { doc_cap: positive("doc_cap", doc_cap)?, max_chars: positive("max_chars", max_chars)? })
+    }
+}
+
+/// Run `work` on a thread of its own while this one looks for Ctrl-C, which sets the flag that `work` is
+/// given to stop by.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&AtomicBool) -> Result<T, Error> + Send,
+) -> PyResult<T> {
+    let stop = AtomicBool::new(false);
+    let (sender, mut receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Nobody listens any more after Ctrl-C.
+            let _ = sender.send(work(&stop));
+        });
+        loop {
+            let receiver = &mut receiver;
+            match py.detach(move || receiver.recv_timeout(SIGNAL_CHECK)) {
+                Ok(result) => return Ok(result?),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the work sends its result"),
+                Err(RecvTimeoutError::Timeout) => {
+                    py.check_signals().inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
+                }
+            }
+        }
+    })
 }
 
 fn text_of(document: &Bound<'_, PyAny>, number: usize) -> PyResult<PyBackedStr> {
@@ -282,48 +328,49 @@ fn reading(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import("rustbpe.parquet")
 }
 
+/// What `rustbpe.parquet` gives of a batch: offsets, text, whether offsets have 64 bits, first row, rows.
+type Batch = (PyBuffer<i8>, Option<PyBuffer<i8>>, bool, usize, usize);
+
 /// Count a text column of a parquet file. Returns whether the limits leave room for more.
 fn count_parquet(py: Python<'_>, path: &Path, column: &str, counter: &mut Counter) -> PyResult<bool> {
-    let mut first_row = 0;
+    let mut rows_before = 0;
     for batch in reading(py)?.call_method1("text_batches", (path, column))?.try_iter()? {
-        let (offsets, data): (Bound<'_, PyBytes>, Bound<'_, PyBytes>) = batch?.extract()?;
-        let (offsets, data) = (offsets.as_bytes(), data.as_bytes());
-        let (rows, more) = py.detach(|| {
-            let documents = documents(path, first_row, offsets, data)?;
-            Ok::<_, Error>((documents.len(), counter.add(&documents)?))
+        let (offsets, text, wide, start, rows): Batch = batch?.extract()?;
+        let width = if wide { Offsets::Wide } else { Offsets::Narrow };
+        let (offsets, text) = (bytes_of(&offsets), text.as_ref().map_or(&[][..], bytes_of));
+        let more = py.detach(|| {
+            let documents = arrow::documents(width, offsets, text, start, rows)
+                .map_err(|fault| not_text(path, rows_before, fault))?;
+            counter.add(&documents)
         })?;
         py.check_signals()?;
         if !more {
             return Ok(false);
         }
-        first_row += rows;
+        rows_before += rows;
     }
     Ok(true)
 }
 
-/// The documents of an Arrow text array: n + 1 offsets (i64) into its bytes.
-fn documents<'d>(
-    path: &Path,
-    first_row: usize,
-    offsets: &[u8],
-    data: &'d [u8],
-) -> Result<Vec<&'d str>, Error> {
-    let offsets: Vec<usize> = offsets
-        .chunks_exact(8)
-        .map(|bytes| i64::from_ne_bytes(bytes.try_into().expect("eight bytes")) as usize)
-        .collect();
-    let spans = offsets.windows(2).map(|pair| data.get(pair[0]..pair[1]));
-    spans
-        .zip(first_row..)
-        .map(|(bytes, row)| {
-            bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or_else(|| {
-                Error::Invalid(format!(
-                    "{}: row {row} (from 0) is not valid UTF-8; write the file again with text only",
-                    path.display()
-                ))
-            })
-        })
-        .collect()
+fn not_text(path: &Path, rows_before: usize, fault: Fault) -> Error {
+    let (row, what) = match fault {
+        Fault::Offsets => (rows_before, "cannot be found in its batch"),
+        Fault::Document(number) => (rows_before + number, "is not valid UTF-8"),
+    };
+    Error::Invalid(format!(
+        "{}: row {row} (from 0) {what}; write the file again with text only",
+        path.display()
+    ))
+}
+
+/// The bytes of an Arrow buffer.
+fn bytes_of(buffer: &PyBuffer<i8>) -> &[u8] {
+    if buffer.len_bytes() == 0 {
+        return &[]; // its pointer may be null
+    }
+    // SAFETY: the buffer is held for as long as the slice lives. It belongs to an Arrow array, so it is
+    // contiguous and nobody writes to it any more.
+    unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) }
 }
 
 #[pymodule]

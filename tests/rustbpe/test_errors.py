@@ -198,7 +198,8 @@ def test_a_torn_foreign_or_newer_counts_file_is_refused_by_name(shard: Path, tmp
         (whole[:-100], "torn or damaged"),
         (whole[:200] + b"!" + whole[201:], "torn or damaged"),
         (b"PAR1" + whole, "is not a counts file"),
-        (whole[:8] + b"\x02" + whole[9:], "is a counts file of version 2, this rustbpe reads version 1"),
+        (whole[:8] + b"\x03" + whole[9:], "version 3, this rustbpe reads version 2; update rustbpe or count"),
+        (whole[:8] + b"\x01" + whole[9:], "version 1, this rustbpe reads version 2; count its shard again"),
     ):
         path.write_bytes(content)
         for read in (rustbpe.counts_info, lambda path: rustbpe.Tokenizer().train_from_counts([path], 300)):

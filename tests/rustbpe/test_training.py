@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,57 @@ def test_iterator_files_and_counts_in_any_order_learn_the_same(
     in_small_buffers = rustbpe.Tokenizer()
     in_small_buffers.train_from_iterator(iter(documents), 1000, PATTERN, buffer_size=7)
     assert _tokens(in_small_buffers) == expected
+
+
+def test_one_more_shard_costs_one_more_count_and_equals_training_on_all(
+    documents: list[str], write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    shards = [write_parquet(f"{i}.parquet", documents[i::7], rows_per_group=50) for i in range(7)]
+    counts = [tmp_path / f"{i}.counts" for i in range(7)]
+    for i in range(6):
+        rustbpe.count_words(shards[i], counts[i], PATTERN)
+    for known in (6, 7):
+        if known == 7:
+            rustbpe.count_words(shards[6], counts[6], PATTERN)
+        at_once, from_counts = rustbpe.Tokenizer(), rustbpe.Tokenizer()
+        at_once.train_from_parquet_files(shards[:known], 1500, PATTERN)
+        from_counts.train_from_counts(counts[:known], 1500)
+        assert _tokens(from_counts) == _tokens(at_once)
+
+
+def test_rare_words_can_be_left_out_and_are_rare_over_all_files(
+    write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    counts = []
+    for i, text in enumerate(["abab abab abab xyxyxy", "abab xyxyxy xyxyxy", "lonely"]):
+        counts.append(tmp_path / f"{i}.counts")
+        rustbpe.count_words(write_parquet(f"{i}.parquet", [text]), counts[-1], r"\S+")
+
+    def train(min_count: int | None) -> list[bytes]:
+        tokenizer = rustbpe.Tokenizer()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            tokenizer.train_from_counts(counts, 280, min_count=min_count)
+        return _tokens(tokenizer)[256:]
+
+    assert train(None) == train(1)
+    assert b"lonely" in train(1)
+    assert train(2) == train(3) == [b"xy", b"ab", b"xyxy", b"abab", b"xyxyxy"]
+    assert train(4) == [b"ab", b"abab"]
+    with pytest.raises(ValueError, match="no text to train on"):
+        train(5)
+    with pytest.raises(ValueError, match="min_count must be at least 1"):
+        train(0)
+
+
+def test_the_cap_on_all_characters_ends_the_reading_of_a_file(
+    documents: list[str], write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    path = write_parquet("capped.parquet", documents, rows_per_group=10)
+    threads = threading.active_count()
+    totals = rustbpe.count_words(path, tmp_path / "capped.counts", PATTERN, max_chars=1000)
+    assert totals["characters"] == 1000
+    assert threading.active_count() == threads
 
 
 def test_counts_with_caps_add_up_to_training_on_the_capped_text(

@@ -53,8 +53,14 @@ class Tokenizer:
         files in order; the document that crosses it is cut there.
         """
 
-    def train_from_counts(self, paths: Sequence[str | PathLike[str]], vocab_size: int) -> None:
-        """Learn from counts files, all made with the same pattern and caps; any order gives the same."""
+    def train_from_counts(
+        self, paths: Sequence[str | PathLike[str]], vocab_size: int, *, min_count: int | None = None
+    ) -> None:
+        """Learn from counts files, all made with the same pattern and caps; any order gives the same.
+
+        min_count: words that occur less often, over all files, are left out. Saves memory where there
+        are very many; the merges may differ.
+        """
 
     def get_mergeable_ranks(self) -> list[tuple[bytes, int]]: ...
     def get_pattern(self) -> str: ...

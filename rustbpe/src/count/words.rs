@@ -1,0 +1,177 @@
+//! The result of counting: words and how often they occur.
+
+use std::cmp::Reverse;
+
+use rayon::prelude::*;
+
+use super::table::{ShortWord, Table};
+
+/// How often each word occurs. Every word is there once, in the order of the words' bytes, so equal
+/// counts are equal in memory too. A word takes its bytes and 16 more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WordCounts {
+    bytes: Vec<u8>,
+    /// Where each word ends in `bytes`; it starts where the one before ends.
+    ends: Vec<usize>,
+    counts: Vec<u64>,
+}
+
+impl WordCounts {
+    /// How many different words there are.
+    pub fn len(&self) -> usize {
+        self.counts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    /// How often `word` occurs.
+    pub fn count(&self, word: &[u8]) -> u64 {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.word(middle) < word {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        if low < self.len() && self.word(low) == word { self.counts[low] } else { 0 }
+    }
+
+    /// Words and counts in the order of the words' bytes.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], u64)> {
+        (0..self.len()).map(|at| self.get(at))
+    }
+
+    /// Words and counts, the most frequent word first; words of equal counts in the order of their bytes.
+    pub fn by_frequency(&self) -> impl ExactSizeIterator<Item = (&[u8], u64)> {
+        let mut order: Vec<(Reverse<u64>, usize)> =
+            self.counts.iter().enumerate().map(|(at, count)| (Reverse(*count), at)).collect();
+        order.par_sort_unstable();
+        order.into_iter().map(|(Reverse(count), at)| (self.word(at), count))
+    }
+
+    /// Append a word that follows all others in the order of bytes.
+    pub fn push(&mut self, word: &[u8], count: u64) {
+        debug_assert!(self.is_empty() || self.word(self.len() - 1) < word);
+        self.bytes.extend_from_slice(word);
+        self.ends.push(self.bytes.len());
+        self.counts.push(count);
+    }
+
+    /// The word number `at` in the order of bytes, and its count.
+    pub fn get(&self, at: usize) -> (&[u8], u64) {
+        (self.word(at), self.counts[at])
+    }
+
+    fn word(&self, at: usize) -> &[u8] {
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.bytes[start..self.ends[at]]
+    }
+
+    /// Add up tables.
+    pub(super) fn from_tables(tables: Vec<Table>) -> Self {
+        let mut short = Vec::new();
+        let mut long_tables = Vec::with_capacity(tables.len());
+        for table in tables {
+            short.extend(table.short.into_counts().map(|(word, count)| (word.rank(), count)));
+            long_tables.push(table.long);
+        }
+        short.par_sort_unstable_by_key(|(rank, _)| *rank);
+        let mut long: Vec<(&[u8], u64)> = long_tables.iter().flat_map(|table| table.counts()).collect();
+        long.par_sort_unstable();
+
+        let mut all = Self::default();
+        all.reserve(short.len() + long.len());
+        let mut long = sums(&long).peekable();
+        for (rank, count) in sums(&short) {
+            let (bytes, length) = ShortWord::from_rank(rank).bytes();
+            let word = &bytes[..length];
+            while let Some((word, count)) = long.next_if(|(long_word, _)| *long_word < word) {
+                all.push(word, count);
+            }
+            all.push(word, count);
+        }
+        for (word, count) in long {
+            all.push(word, count);
+        }
+        all
+    }
+
+    fn reserve(&mut self, words: usize) {
+        self.ends.reserve(words);
+        self.counts.reserve(words);
+        self.bytes.reserve(8 * words); // the mean length in most languages
+    }
+}
+
+impl<W: AsRef<[u8]>> FromIterator<(W, u64)> for WordCounts {
+    /// Words in any order, each once.
+    fn from_iter<I: IntoIterator<Item = (W, u64)>>(counts: I) -> Self {
+        let mut sorted: Vec<(W, u64)> = counts.into_iter().collect();
+        sorted.sort_unstable_by(|(left, _), (right, _)| left.as_ref().cmp(right.as_ref()));
+        let mut all = Self::default();
+        for (word, count) in sorted {
+            all.push(word.as_ref(), count);
+        }
+        all
+    }
+}
+
+/// Each key of a sorted list once, with the sum of its counts.
+fn sums<K: Copy + PartialEq>(sorted: &[(K, u64)]) -> impl Iterator<Item = (K, u64)> {
+    sorted
+        .chunk_by(|(left, _), (right, _)| left == right)
+        .map(|equal| (equal[0].0, equal.iter().map(|(_, count)| count).sum()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(words: &[&str]) -> Table {
+        let mut table = Table::default();
+        for word in words {
+            table.add(word.as_bytes(), 0, word.len());
+        }
+        table
+    }
+
+    #[test]
+    fn tables_add_up_to_sorted_words() {
+        let long = "a word beyond fifteen bytes";
+        let longer = "a word beyond fifteen bytes, and more";
+        let tables =
+            vec![table(&["b", "", longer, "b", "ab"]), table(&[]), table(&["z", "b", long, longer, "a"])];
+        let counts = WordCounts::from_tables(tables);
+        let expected: Vec<(&[u8], u64)> = vec![
+            (b"", 1),
+            (b"a", 1),
+            (long.as_bytes(), 1),
+            (longer.as_bytes(), 2),
+            (b"ab", 1),
+            (b"b", 3),
+            (b"z", 1),
+        ];
+        assert_eq!(counts.iter().collect::<Vec<_>>(), expected);
+        assert_eq!(counts, expected.into_iter().rev().collect());
+    }
+
+    #[test]
+    fn the_most_frequent_word_comes_first_and_equal_ones_in_the_order_of_bytes() {
+        let counts: WordCounts = [("b", 2), ("a", 2), ("c", 7), ("d", 1)].into_iter().collect();
+        let order: Vec<(&[u8], u64)> = counts.by_frequency().collect();
+        assert_eq!(order, [(b"c".as_slice(), 7), (b"a", 2), (b"b", 2), (b"d", 1)]);
+    }
+
+    #[test]
+    fn a_word_is_found_by_its_bytes() {
+        let counts: WordCounts = [("b", 2), ("a", 5), ("d", 1)].into_iter().collect();
+        let found = ["", "a", "b", "c", "d", "e"].map(|word| counts.count(word.as_bytes()));
+        assert_eq!(found, [0, 5, 2, 0, 1, 0]);
+        assert!(WordCounts::default().is_empty());
+        assert_eq!(WordCounts::default().count(b"a"), 0);
+    }
+}
