@@ -1,6 +1,9 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TypedDict
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
 
 GPT4_PATTERN: str
 COUNTS_VERSION: int
@@ -62,12 +65,105 @@ class Tokenizer:
         are very many; the merges may differ.
         """
 
+    @staticmethod
+    def from_ranks(
+        ranks: Mapping[bytes, int] | Iterable[tuple[bytes, int]],
+        pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> Tokenizer:
+        """A tokenizer with a vocabulary that is there already, learned by whomever.
+
+        Ids are ranks and may leave gaps. Raises ValueError where two tokens have one id or one
+        spelling, where one of the 256 bytes is no token, or for a bad pattern.
+        """
+
+    @classmethod
+    def from_tiktoken(
+        cls, path: str | PathLike[str], pattern: str, special_tokens: Mapping[str, int] | None = None
+    ) -> Tokenizer:
+        """A tokenizer from a .tiktoken file: in each line a token in base64 and its id.
+
+        Such a file says nothing of pattern and special tokens. Raises OSError, or ValueError naming
+        the file, and the line where it is one.
+        """
+
+    def to_tiktoken(self, path: str | PathLike[str]) -> None:
+        """Write the vocabulary as a .tiktoken file, which is whole or not there."""
+
+    @classmethod
+    def from_huggingface(cls, path: str | PathLike[str]) -> Tokenizer:
+        """A tokenizer from Hugging Face's tokenizer.json of a byte-level BPE model.
+
+        Its encode(text, allowed_special="all") gives what Hugging Face's gives with
+        add_special_tokens=False. Raises OSError, or ValueError naming the file and what of it
+        rustbpe cannot express: normalizers, other pre-tokenizers, merges out of order.
+        """
+
+    def to_huggingface(self, path: str | PathLike[str]) -> None:
+        """Write everything as Hugging Face's tokenizer.json, which is whole or not there."""
+
     def get_mergeable_ranks(self) -> list[tuple[bytes, int]]: ...
+    def get_merges(self) -> list[tuple[int, int, int]]:
+        """(left, right, joined): the ids each token is joined from, by the joined id.
+
+        A token that no joining reaches, as an imported vocabulary may have, is left out: only a whole
+        word becomes it.
+        """
+
     def get_pattern(self) -> str: ...
     @property
     def vocab_size(self) -> int: ...
-    def encode(self, text: str) -> list[int]:
-        """Equal to tiktoken's encode_ordinary with these ranks."""
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Names and ids of tokens outside the vocabulary, by id; none after a training.
+
+        Set it to give them. Raises ValueError for an id that is taken.
+        """
+
+    @special_tokens.setter
+    def special_tokens(self, tokens: dict[str, int]) -> None: ...
+    def encode(self, text: str, allowed_special: Collection[str] | Literal["all"] | None = None) -> list[int]:
+        """The ids of a text: those of tiktoken with these ranks.
+
+        Text that merely looks like a special token is ordinary text (tiktoken's encode_ordinary),
+        unless its name is in allowed_special; where names overlap the leftmost is taken, then the
+        longest. Unlike tiktoken's encode this raises for no text. Half a surrogate pair, which has no
+        UTF-8, is encoded as U+FFFD.
+        """
+
+    def encode_batch(self, texts: Iterable[str], *, threads: int | None = None) -> list[list[int]]:
+        """`encode` of each text, on several threads; None: one for each processor."""
+
+    def encode_into(
+        self,
+        texts: str | Iterable[str],
+        out: npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
+        *,
+        bos: int | None = None,
+        threads: int | None = None,
+    ) -> int:
+        """Write the ids of the texts, one text after another, to the front of `out`; returns how many.
+
+        out: any writable, contiguous buffer of uint16 or uint32. bos: an id before each text. Raises
+        ValueError, having written nothing, when `out` is too short, or has 16 bits for an
+        id above 65535.
+        """
+
+    def encode_to_numpy(
+        self,
+        texts: str | Iterable[str],
+        dtype: Literal["uint16", "uint32"] = "uint32",
+        *,
+        bos: int | None = None,
+        threads: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """`encode_into` an array of the right length."""
+
+    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+        """The text of ids. errors is that of bytes.decode, for ids that end inside a character."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids; a special token gives its name. Raises ValueError for an unknown id."""
 
 def count_words(
     parquet_path: str | PathLike[str],

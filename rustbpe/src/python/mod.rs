@@ -1,8 +1,11 @@
 //! The Python module `rustbpe._rustbpe`. Python's lock is released while text is counted, merges are
 //! learned or words encoded, and Ctrl-C is looked for in between.
 
+mod encoding;
+
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -18,9 +21,9 @@ use crate::Error;
 use crate::count::arrow::{self, Fault, Offsets};
 use crate::count::{Counter, Limits, Totals, WordCounts};
 use crate::counts_file::{self, CountsFile, Header};
-use crate::encode::Vocabulary;
+use crate::encode::{Encoders, SpecialTokens, Vocabulary};
 use crate::merge;
-use crate::split::{GPT4_PATTERN, Splitter};
+use crate::split::GPT4_PATTERN;
 
 /// How long Ctrl-C may go unnoticed while counts are added up or merges learned.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
@@ -40,10 +43,19 @@ impl From<Error> for PyErr {
 
 /// A byte-level BPE tokenizer: ids 0-255 are the bytes, then come the merges in the order learned.
 #[pyclass(module = "rustbpe")]
-#[derive(Default)]
 struct Tokenizer {
     pattern: Option<String>,
-    vocabulary: Vocabulary,
+    vocabulary: Arc<Vocabulary>,
+    encoders: Encoders,
+    special: SpecialTokens,
+}
+
+impl Default for Tokenizer {
+    fn default() -> Self {
+        let vocabulary = Arc::new(Vocabulary::default());
+        let encoders = Encoders::new(Arc::clone(&vocabulary), GPT4_PATTERN);
+        Self { pattern: None, vocabulary, encoders, special: SpecialTokens::default() }
+    }
 }
 
 #[pymethods]
@@ -135,7 +147,8 @@ impl Tokenizer {
     /// Every token's bytes with its id, in id order.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32)> {
         let tokens = self.vocabulary.tokens().iter();
-        tokens.zip(0..).map(|(token, id)| (PyBytes::new(py, token), id)).collect()
+        let ids = tokens.zip(0..).filter(|(token, _)| !token.is_empty());
+        ids.map(|(token, id)| (PyBytes::new(py, token), id)).collect()
     }
 
     /// The split pattern.
@@ -143,22 +156,10 @@ impl Tokenizer {
         self.pattern.as_deref().unwrap_or(GPT4_PATTERN)
     }
 
-    /// 256 and the merges learned.
+    /// 256 and the merges learned; special tokens are not counted.
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.vocabulary.tokens().len()
-    }
-
-    /// The ids of a text.
-    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
-        let text = text.to_str()?;
-        let (pattern, vocabulary) = (self.get_pattern(), &self.vocabulary);
-        let ids = py.detach(|| {
-            let mut ids = Vec::new();
-            Splitter::new(pattern)?.words(text, |word| vocabulary.encode_word(word.as_bytes(), &mut ids))?;
-            Ok::<_, Error>(ids)
-        })?;
-        Ok(ids)
+        self.vocabulary.tokens().iter().filter(|token| !token.is_empty()).count()
     }
 }
 
@@ -181,8 +182,10 @@ impl Tokenizer {
             Ok::<_, PyErr>(Vocabulary::from_merges(&learned))
         })?;
         let learned = vocabulary.tokens().len() - 256;
+        self.vocabulary = Arc::new(vocabulary);
+        self.encoders = Encoders::new(Arc::clone(&self.vocabulary), &pattern);
+        self.special = SpecialTokens::default();
         self.pattern = Some(pattern);
-        self.vocabulary = vocabulary;
         if learned < merges {
             let message = format!(
                 "the text has only {learned} pairs to merge, {merges} were asked for: the vocabulary has {} \
