@@ -227,6 +227,7 @@ def reader_of(path: str) -> Callable[[bytes], str] | None:
         suffix = ".html"  # Apache's manual: index.html.de
     if "/_sources/" in path or bare.name.startswith(("genindex", "search", "changelog")):
         return None
+    strip: Callable[[str], str]
     if _MANUAL_PAGE.search(path):
         strip = text_of_manual
     elif suffix in {".html", ".htm", ".xhtml"}:

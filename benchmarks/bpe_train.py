@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ Trained = Callable[[], list[bytes]]
 """Spells the merges of a trained tokenizer: the bytes of every token after the 256 bytes, in order."""
 
 
-def train_ours(files: list[str], vocab_size: int, **options: str) -> Trained:
+def train_ours(files: list[str], vocab_size: int, **options: Any) -> Trained:
     import rustbpe
 
     tokenizer = rustbpe.Tokenizer()
@@ -235,7 +235,7 @@ def speed(size_bytes: int, row: Row) -> Row:
 RUNS = {"train": run_train, "reduce": run_reduce, "count": run_count, "read": run_read}
 
 
-def work_off(runs: dict[str, Callable[[Row], Row]]) -> None:
+def work_off(runs: Mapping[str, Callable[[Row], Row]]) -> None:
     """What the process of a run does: take a job from its input, do that one of `runs`, print the row."""
     job = json.load(sys.stdin)
     if hasattr(os, "sched_setaffinity"):
