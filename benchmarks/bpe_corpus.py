@@ -52,6 +52,9 @@ SEED = 1
 MEDIAN_CHARACTERS = 2_700
 LOG_SPREAD = 0.8
 
+LONGEST_PARAGRAPH = 10_000  # characters
+LINES_OF_LONG = 40
+
 
 def names(text: str) -> list[str]:
     return text.split()
@@ -200,8 +203,10 @@ def fetched(name: str, packages: Path) -> Path | None:
 
 def package_texts(archive: Path, *, translations: bool) -> Iterator[str]:
     """The texts of the documents in a Debian archive; translated ones only where asked for."""
+    command = ["dpkg-deb", "--fsys-tarfile", archive]
     with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as unpacking,
+        # Its complaint where we stop before the end is nobody's concern.
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacking,
         tarfile.open(fileobj=unpacking.stdout, mode="r|") as tar,
     ):
         for member in tar:
@@ -249,6 +254,18 @@ def reader_of(path: str) -> Callable[[bytes], str] | None:
 # -- documents -------------------------------------------------------------------------------------
 
 
+def paragraphs(text: str) -> Iterator[str]:
+    """What stands between empty lines; where that is too long, as in a dictionary, so many lines of it."""
+    for paragraph in map(str.rstrip, _PARAGRAPHS.split(text)):
+        if len(paragraph) <= LONGEST_PARAGRAPH:
+            if paragraph:
+                yield paragraph
+            continue
+        lines = paragraph.split("\n")
+        for start in range(0, len(lines), LINES_OF_LONG):
+            yield "\n".join(lines[start : start + LINES_OF_LONG])
+
+
 class Documents:
     """Texts without the paragraphs that came before, cut to the lengths of web documents."""
 
@@ -259,9 +276,8 @@ class Documents:
     def of(self, text: str) -> Iterator[str]:
         document: list[str] = []
         left = self._length()
-        for paragraph in _PARAGRAPHS.split(text):
-            paragraph = paragraph.rstrip()
-            if not paragraph or not self._is_new(paragraph):
+        for paragraph in paragraphs(text):
+            if not self._is_new(paragraph):
                 continue
             document.append(paragraph)
             left -= len(paragraph)

@@ -59,6 +59,13 @@ def test_a_paragraph_is_kept_once(bench: ModuleType) -> None:
     assert list(documents.of("Two.\n\nThree.")) == ["Three."]
 
 
+def test_a_dictionary_without_empty_lines_is_cut_between_lines(bench: ModuleType) -> None:
+    text = "\n".join(f"word{number} meaning" for number in range(50_000))
+    documents = list(bench.Documents().of(text))
+    assert max(map(len, documents)) < 100_000
+    assert [line for document in documents for line in document.split("\n") if line] == text.split("\n")
+
+
 def test_a_long_text_is_cut_between_paragraphs_into_documents_like_the_web_s(bench: ModuleType) -> None:
     text = "\n\n".join(f"paragraph {number} " * 5 for number in range(20_000))
     documents = list(bench.Documents().of(text))
