@@ -12,8 +12,10 @@ import functools
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 
@@ -102,6 +104,12 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,11 @@ def train_tokenizer(
     section: TokenizerSection,
     counts_paths: Sequence[str | os.PathLike[str]],
     provenance: Mapping[str, Any],
+    progress: Callable[[int, int], object] = lambda done, of: None,
 ) -> Tokenizer:
     """Learn section.vocab_size ids, special tokens included, from counts files in any order.
+
+    progress: called with the merges learned and all of them, ten times a second.
 
     Where the text has fewer pairs to merge, the vocabulary is smaller and a UserWarning says so. The
     provenance is what is given, and what was counted. Raises ValueError naming the file that was counted
@@ -88,14 +91,16 @@ def train_tokenizer(
         _require_same_counting(path, info, section)
         for name, value in _totals(info).items():
             totals[name] += value
-    del totals["unique_words"]  # shards share most of their words, so this sum would say nothing
 
     trainer = rustbpe.Tokenizer()
     ordinary = section.vocab_size - len(SPECIAL_TOKENS)
     with warnings.catch_warnings():
         # rustbpe's own warning does not know of the special tokens; ours follows.
         warnings.simplefilter("ignore", UserWarning)
-        trainer.train_from_counts(list(counts_paths), ordinary)
+        # Shards share most of their words, so that their sum would say nothing.
+        totals["unique_words"] = trainer.train_from_counts(
+            list(counts_paths), ordinary, progress=lambda phase, done, of: progress(done, of)
+        )
     tokenizer = Tokenizer(
         pattern=trainer.get_pattern(),
         ranks=[token for token, _ in trainer.get_mergeable_ranks()],

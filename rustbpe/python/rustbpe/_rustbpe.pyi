@@ -1,4 +1,4 @@
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 GPT4_PATTERN: str
+Ties = Literal["smallest-id", "huggingface"]
+Progress = Callable[[str, int, int], object]
 COUNTS_VERSION: int
 
 class CountsInfo(TypedDict):
@@ -31,6 +33,9 @@ class Tokenizer:
     that is missing, damaged or of another kind.
     """
 
+    # ties: which of the pairs that occur equally often is joined first; "huggingface" takes them in the
+    # order of Hugging Face's byte alphabet. progress(phase, done, of) is called as files are counted
+    # ("count") and, ten times a second, as merges are learned ("merge"); what it raises ends the training.
     def __init__(self) -> None: ...
     def train_from_iterator(
         self,
@@ -38,6 +43,9 @@ class Tokenizer:
         vocab_size: int,
         pattern: str | None = None,
         buffer_size: int = 8192,
+        *,
+        ties: Ties = "smallest-id",
+        progress: Progress | None = None,
     ) -> None:
         """Learn from strings; buffer_size of them are counted at a time."""
 
@@ -49,6 +57,9 @@ class Tokenizer:
         text_column: str = "text",
         doc_cap: int | None = None,
         max_chars: int | None = None,
+        *,
+        ties: Ties = "smallest-id",
+        progress: Progress | None = None,
     ) -> None:
         """Learn from a text column.
 
@@ -57,12 +68,18 @@ class Tokenizer:
         """
 
     def train_from_counts(
-        self, paths: Sequence[str | PathLike[str]], vocab_size: int, *, min_count: int | None = None
-    ) -> None:
+        self,
+        paths: Sequence[str | PathLike[str]],
+        vocab_size: int,
+        *,
+        min_count: int | None = None,
+        ties: Ties = "smallest-id",
+        progress: Progress | None = None,
+    ) -> int:
         """Learn from counts files, all made with the same pattern and caps; any order gives the same.
 
         min_count: words that occur less often, over all files, are left out. Saves memory where there
-        are very many; the merges may differ.
+        are very many; the merges may differ. Returns how many different words are left.
         """
 
     @staticmethod

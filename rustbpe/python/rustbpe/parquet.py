@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# A batch is at most this large: enough work for all threads, little memory, and Ctrl-C is looked for in between.
+# A batch is at most this large: work for all threads, little memory, and Ctrl-C is looked for in between.
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 8 << 20
 
@@ -79,9 +79,7 @@ def _decoded_groups(
         for group in groups:
             try:
                 rows = _rows_per_batch(file.metadata.row_group(group))
-                for batch in file.iter_batches(
-                    rows, row_groups=[group], columns=[column], use_threads=False
-                ):
+                for batch in file.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
                     if len(batch):
                         yield _as_text(batch.column(0))
             except (pa.ArrowException, OSError) as error:

@@ -22,7 +22,7 @@ use crate::count::arrow::{self, Fault, Offsets};
 use crate::count::{Counter, Limits, Totals, WordCounts};
 use crate::counts_file::{self, CountsFile, Header};
 use crate::encode::{Encoders, SpecialTokens, Vocabulary};
-use crate::merge;
+use crate::merge::{self, Ties};
 use crate::split::GPT4_PATTERN;
 
 /// How long Ctrl-C may go unnoticed while counts are added up or merges learned.
@@ -66,7 +66,8 @@ impl Tokenizer {
     }
 
     /// Learn vocab_size - 256 merges from the strings of an iterable.
-    #[pyo3(signature = (iterator, vocab_size, pattern=None, buffer_size=8192))]
+    #[pyo3(signature = (iterator, vocab_size, pattern=None, buffer_size=8192, *, ties="smallest-id", progress=None))]
+    #[allow(clippy::too_many_arguments)] // the signature that people know
     fn train_from_iterator(
         &mut self,
         py: Python<'_>,
@@ -74,8 +75,10 @@ impl Tokenizer {
         vocab_size: i64,
         pattern: Option<String>,
         buffer_size: usize,
+        ties: &str,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
-        let merges = merges_of(vocab_size)?;
+        let learning = Learning::new(vocab_size, ties, progress)?;
         let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
         let mut counter = Counter::new(&pattern, Limits::default())?;
         let mut documents = iterator.try_iter()?;
@@ -93,14 +96,17 @@ impl Tokenizer {
             py.check_signals()?;
         }
         let (counts, _) = py.detach(|| counter.finish());
-        self.learn(py, pattern, counts, merges)
+        self.learn(py, pattern, &counts, learning)
     }
 
     /// Learn vocab_size - 256 merges from a text column of parquet files.
     ///
     /// doc_cap: characters of a document that are looked at. max_chars: characters in all, over the
     /// files in order; the document that crosses it is cut there.
-    #[pyo3(signature = (parquet_paths, vocab_size, pattern=None, text_column="text", doc_cap=None, max_chars=None))]
+    #[pyo3(signature = (
+        parquet_paths, vocab_size, pattern=None, text_column="text", doc_cap=None, max_chars=None,
+        *, ties="smallest-id", progress=None
+    ))]
     #[allow(clippy::too_many_arguments)] // the signature that people know
     fn train_from_parquet_files(
         &mut self,
@@ -111,37 +117,45 @@ impl Tokenizer {
         text_column: &str,
         doc_cap: Option<i64>,
         max_chars: Option<i64>,
+        ties: &str,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
-        let merges = merges_of(vocab_size)?;
+        let learning = Learning::new(vocab_size, ties, progress)?;
         if parquet_paths.is_empty() {
             return Err(PyValueError::new_err("no parquet files were given to train on"));
         }
         let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
         let mut counter = Counter::new(&pattern, limits(doc_cap, max_chars)?)?;
-        for path in &parquet_paths {
-            if !count_parquet(py, path, text_column, &mut counter)? {
+        for (path, number) in parquet_paths.iter().zip(1..) {
+            let more = count_parquet(py, path, text_column, &mut counter)?;
+            learning.tell(py, "count", number, parquet_paths.len())?;
+            if !more {
                 break;
             }
         }
         let (counts, _) = py.detach(|| counter.finish());
-        self.learn(py, pattern, counts, merges)
+        self.learn(py, pattern, &counts, learning)
     }
 
     /// Learn vocab_size - 256 merges from counts files. Their order makes no difference.
     ///
-    /// min_count: words that occur less often, over all files, are left out.
-    #[pyo3(signature = (paths, vocab_size, *, min_count=None))]
+    /// min_count: words that occur less often, over all files, are left out. Returns how many different
+    /// words are left.
+    #[pyo3(signature = (paths, vocab_size, *, min_count=None, ties="smallest-id", progress=None))]
     fn train_from_counts(
         &mut self,
         py: Python<'_>,
         paths: Vec<PathBuf>,
         vocab_size: i64,
         min_count: Option<i64>,
-    ) -> PyResult<()> {
-        let merges = merges_of(vocab_size)?;
+        ties: &str,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<usize> {
+        let learning = Learning::new(vocab_size, ties, progress)?;
         let min_count = at_least_one("min_count", min_count, "floor")?.unwrap_or(1);
         let (pattern, counts) = interruptible(py, |stop| counts_file::add_up(&paths, min_count, stop))?;
-        self.learn(py, pattern, counts, merges)
+        self.learn(py, pattern, &counts, learning)?;
+        Ok(counts.len())
     }
 
     /// Every token's bytes with its id, in id order.
@@ -164,21 +178,33 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    fn learn(&mut self, py: Python<'_>, pattern: String, counts: WordCounts, merges: usize) -> PyResult<()> {
+    fn learn(
+        &mut self,
+        py: Python<'_>,
+        pattern: String,
+        counts: &WordCounts,
+        learning: Learning,
+    ) -> PyResult<()> {
         if counts.is_empty() {
             return Err(PyValueError::new_err(
                 "there is no text to train on: every document is empty, or the pattern matches nowhere",
             ));
         }
+        let merges = learning.merges;
         let vocabulary = py.detach(|| {
             let mut last = Instant::now();
-            let learned = merge::learn(counts.by_frequency(), merges, |_| {
+            let check = |done| {
                 if last.elapsed() < SIGNAL_CHECK {
                     return Ok::<(), PyErr>(());
                 }
                 last = Instant::now();
-                Python::attach(|py| py.check_signals())
-            })?;
+                Python::attach(|py| {
+                    py.check_signals()?;
+                    learning.tell(py, "merge", done, merges)
+                })
+            };
+            let learned = merge::learn_with(counts.by_frequency(), merges, check, learning.ties)?;
+            Python::attach(|py| learning.tell(py, "merge", learned.len(), merges))?;
             Ok::<_, PyErr>(Vocabulary::from_merges(&learned))
         })?;
         let learned = vocabulary.tokens().len() - 256;
@@ -196,6 +222,36 @@ impl Tokenizer {
             PyErr::warn(py, &py.get_type::<PyUserWarning>(), &message, 1)?;
         }
         Ok(())
+    }
+}
+
+/// What a training is asked for, whatever it learns from.
+struct Learning {
+    merges: usize,
+    ties: Ties,
+    progress: Option<Py<PyAny>>,
+}
+
+impl Learning {
+    fn new(vocab_size: i64, ties: &str, progress: Option<Py<PyAny>>) -> PyResult<Self> {
+        let ties = match ties {
+            "smallest-id" => Ties::SmallestId,
+            "huggingface" => Ties::HuggingFace,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "ties must be 'smallest-id' or 'huggingface', got '{ties}'"
+                )));
+            }
+        };
+        Ok(Self { merges: merges_of(vocab_size)?, ties, progress })
+    }
+
+    /// Call `progress(phase, done, of)`; what it raises ends the training.
+    fn tell(&self, py: Python<'_>, phase: &str, done: usize, of: usize) -> PyResult<()> {
+        match &self.progress {
+            Some(progress) => progress.call1(py, (phase, done, of)).map(drop),
+            None => Ok(()),
+        }
     }
 }
 

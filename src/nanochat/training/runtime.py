@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
-import sys
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from nanochat.machine import cpp_compiler, peak_bf16_flops
+from nanochat.machine import cpp_compiler, peak_bf16_flops, peak_memory_bytes
 from nanochat.model.gpt import GPT, Block
 from nanochat.training.bad_input import BadInput
 from nanochat.training.job import JobHardware
@@ -71,8 +69,7 @@ class Runtime:
         statm = Path("/proc/self/statm")
         if statm.exists():
             return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory_bytes()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

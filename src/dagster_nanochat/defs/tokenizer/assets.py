@@ -1,6 +1,8 @@
 """The tokenizer: the reduce step over the shards' word counts."""
 
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -14,7 +16,10 @@ from dagster_nanochat.stage_assets import built_result
 from dagster_nanochat.views import data_folder, show_files
 from nanochat.data.counts import ensure_counts
 from nanochat.data.sources import get_source
+from nanochat.machine import peak_memory_bytes
 from nanochat.tokenizer_training import train_tokenizer
+
+_TELL_EVERY_S = 5.0
 
 
 @dg.asset(
@@ -45,21 +50,42 @@ def tokenizer_training(
                 opened.local_path(count.key) or opened.fetch(count.key, Path(scratch) / shard)
                 for count, shard in zip(counts, shards, strict=True)
             ]
+            start = time.monotonic()
             tokenizer = train_tokenizer(
                 recipe.tokenizer,
                 paths,
                 provenance={"source": source.name, "shards": list(shards)},
+                progress=_told_from_time_to_time(context),
             )
+            seconds = time.monotonic() - start
+        trained_on = tokenizer.provenance["trained_on"]
         path = folder / "tokenizer.json"
         tokenizer.save(path)
         return Made(
             files=(path,),
             metrics={
                 "vocab_size": float(tokenizer.vocab_size),
-                "words": float(sum(count.words for count in counts)),
+                "words": float(trained_on["words"]),
+                "unique_words": float(trained_on["unique_words"]),
+                "text_bytes": float(trained_on["bytes"]),
+                "merge_seconds": round(seconds, 2),
+                "peak_memory_bytes": float(peak_memory_bytes()),
             },
         )
 
     built = build_stage(context, "tokenizer", recipe, opened, config, make)
     folder = show_files(opened, built.receipt.outputs, data_folder(opened) / "tokenizer" / recipe.name)
     return built_result(context, built, model=recipe.name, store=store, extra={"folder": str(folder)})
+
+
+def _told_from_time_to_time(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:
+    """For the log: how many merges there are, every few seconds."""
+    told_at = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal told_at
+        if done == of or time.monotonic() - told_at >= _TELL_EVERY_S:
+            told_at = time.monotonic()
+            context.log.info(f"tokenizer: {done:,} of {of:,} merges")
+
+    return tell
