@@ -82,8 +82,8 @@ fn class_beyond_ascii(text: &[u8], at: usize, lead: u8) -> Option<(Class, usize)
     let low = |behind: usize| text.get(at + behind).map(|byte| u32::from(byte & 0x3f));
     let lead = u32::from(lead);
     Some(match lead {
-        ..0xe0 => (class((lead & 0x1f) << 6 | low(1)?), 2),
-        ..0xf0 => (class((lead & 0x0f) << 12 | low(1)? << 6 | low(2)?), 3),
+        0xc0..0xe0 => (class((lead & 0x1f) << 6 | low(1)?), 2),
+        0xe0..0xf0 => (class((lead & 0x0f) << 12 | low(1)? << 6 | low(2)?), 3),
         _ => (class((lead & 0x07) << 18 | low(1)? << 12 | low(2)? << 6 | low(3)?), 4),
     })
 }
@@ -177,7 +177,7 @@ mod tests {
              /// For each 64 code points their row in `SIGNS`; code points beyond have no class.\n\
              #[rustfmt::skip]\npub(super) static PAGES: [u16; {}] = [{pages}\n];\n\n\
              /// L letter, N number, b blank, n newline, . other.\n\
-             #[rustfmt::skip]\npub(super) const SIGNS: [[u8; 64]; {}] = [\n{rows}];\n",
+             #[rustfmt::skip]\npub(super) static SIGNS: [[u8; 64]; {}] = [\n{rows}];\n",
             used.div_ceil(PAGE),
             numbers.len(),
         );

@@ -144,7 +144,7 @@ pub(super) static PAGES: [u16; 3215] = [
 
 /// L letter, N number, b blank, n newline, . other.
 #[rustfmt::skip]
-pub(super) const SIGNS: [[u8; 64]; 313] = [
+pub(super) static SIGNS: [[u8; 64]; 313] = [
     *b".........bnbbn..................b...............NNNNNNNNNN......",
     *b".LLLLLLLLLLLLLLLLLLLLLLLLLL......LLLLLLLLLLLLLLLLLLLLLLLLLL.....",
     *b".....b..........................b.........L.......NN.L...NL.NNN.",
