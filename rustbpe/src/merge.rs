@@ -141,6 +141,7 @@ impl Trainer {
     /// List pairs that occur less often than those so far.
     fn look_further<E>(&mut self, progress: &mut Progress<'_, E>) -> Result<(), E> {
         let least = (self.lists.least() / 4).max(1);
+        self.lists.arena = Vec::new(); // not in memory twice
         self.lists = Lists::build(&self.words, &self.token_lengths, least, progress)?;
         Ok(())
     }
