@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use rustc_hash::FxBuildHasher;
 
-/// Cache lines of the table: 4 MiB, and 131,072 words.
-const LINES: usize = 1 << 16;
+/// Cache lines of the table: 8 MiB, and 262,144 words.
+const LINES: usize = 1 << 17;
 
 /// Ids that stand beside their word; words of more ids have them in a list.
 const BESIDE: usize = 3;

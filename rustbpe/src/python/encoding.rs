@@ -9,7 +9,8 @@ use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList, PyString, PyType};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyInt, PyList, PyString, PyType};
 
 use super::Tokenizer;
 use crate::Error;
@@ -18,6 +19,9 @@ use crate::split::GPT4_PATTERN;
 
 /// Bytes of text that are encoded between two looks for Ctrl-C.
 const WAVE_BYTES: usize = 1 << 25;
+
+/// Python's numbers below this are made once and kept (2 MiB).
+const SHARED_NUMBERS: u32 = 1 << 16;
 
 /// What a buffer's format begins with where its numbers have the byte order of other machines.
 const FOREIGN_ORDER: &[char] = if cfg!(target_endian = "little") { &['>', '!'] } else { &['<'] };
@@ -129,7 +133,7 @@ impl Tokenizer {
         let lists = PyList::empty(py);
         for wave in waves(&texts) {
             for ids in py.detach(|| self.encoders.each(wave, threads))? {
-                lists.append(ids)?;
+                lists.append(list_of(py, &ids)?)?;
             }
             py.check_signals()?;
         }
@@ -338,6 +342,24 @@ fn fill<T: Element>(buffer: &PyBuffer<T>, parts: &[Vec<u32>], as_item: impl Fn(u
         }
     }
     Ok(count)
+}
+
+/// A list of ids. It shares the numbers with all other such lists: making one anew costs more than
+/// encoding what it stands for.
+fn list_of<'py>(py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+    static NUMBERS: PyOnceLock<Vec<Py<PyInt>>> = PyOnceLock::new();
+    let number = |id: u32| {
+        let Ok(number) = id.into_pyobject(py);
+        number
+    };
+    let shared = NUMBERS.get_or_init(py, || (0..SHARED_NUMBERS).map(|id| number(id).unbind()).collect());
+    PyList::new(
+        py,
+        ids.iter().map(|id| match shared.get(*id as usize) {
+            Some(shared) => shared.bind(py).clone(),
+            None => number(*id),
+        }),
+    )
 }
 
 /// The Python file that reads and writes the formats of others.
