@@ -174,7 +174,7 @@ class Tokenizer:
         bos: int | None = None,
         threads: int | None = None,
     ) -> npt.NDArray[Any]:
-        """`encode_into` an array of the right length."""
+        """`encode_into` an array of the right length. Needs numpy."""
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of ids. errors is that of bytes.decode, for ids that end inside a character."""

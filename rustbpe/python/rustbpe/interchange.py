@@ -164,25 +164,13 @@ def from_huggingface(path: str | os.PathLike[str]) -> Tokenizer:
         _require_plain(path, document, model)
         vocabulary: dict[str, int] = model["vocab"]
         special_tokens = _special_tokens(path, document.get("added_tokens") or [], vocabulary)
-        taken = set(special_tokens.values())
         ranks = [
             (_bytes(path, token), _id(token_id))
             for token, token_id in vocabulary.items()
-            if token_id not in taken
+            if token not in special_tokens
         ]
-        # Older files have a pair as one string with a space in it.
-        merges = [
-            tuple(pair.split(" ")) if isinstance(pair, str) else (pair[0], pair[1])
-            for pair in model["merges"]
-        ]
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-    ) as error:
+        merges = [_pair(pair) for pair in model["merges"]]
+    except (LookupError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: is not a tokenizer.json of a BPE model ({error!r})") from error
     tokenizer = _tokenizer(path, ranks, pattern, special_tokens)
     _require_same_merges(path, tokenizer, vocabulary, merges, bool(model.get("ignore_merges")))
@@ -294,6 +282,13 @@ def _require_same_merges(
                     f"the token {spelled[token_id]!r}, to which no merge leads, without ignore_merges",
                     "a word that is a token is that token",
                 )
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    if isinstance(merge, str):  # older files have a pair as one string with a space in it
+        left, _, right = merge.partition(" ")
+        return left, right
+    return merge[0], merge[1]
 
 
 def _spelled(token: bytes) -> str:
