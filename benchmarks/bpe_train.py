@@ -6,7 +6,8 @@
 
 Every run is a process of its own, from parquet files on disk to merges in memory, reading included, but
 not the start of Python. The libraries take turns, so that a busy minute of the machine meets all of them;
-judge ratios, not seconds. Each run is a JSON line; a table of medians comes last.
+judge ratios, not seconds, and on a busy machine those of CPU seconds. Each run is a JSON line; a table of
+medians comes last.
 
 `ours` is the environment's `rustbpe`. The others are not in it: they are installed from the Python
 registry into --others, one folder each (one of them has the same name as ours). They differ:
@@ -151,8 +152,8 @@ def measured(work: Callable[[], Any]) -> tuple[Any, Row]:
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     row = {
-        "wall_s": round(time.perf_counter() - wall, 3),
-        "cpu_s": round(time.process_time() - cpu, 3),
+        "wall_s": round(time.perf_counter() - wall, 6),
+        "cpu_s": round(time.process_time() - cpu, 6),
         "peak_mb": round(peak_bytes() / 1e6),
     }
     return result, row
@@ -286,7 +287,7 @@ class Bench:
         return (self.scratch / f"{name}.tokens").read_text().split("\n")
 
     def table(self, columns: list[str], base: str) -> str:
-        """Medians of every name's runs, and its time as a multiple of `base`'s."""
+        """Medians of every name's runs, and its times as multiples of `base`'s."""
         good = [row for row in self.rows if "error" not in row]
         names = list(dict.fromkeys(row["name"] for row in good))
         median = {
@@ -297,11 +298,14 @@ class Bench:
             }
             for name in names
         }
-        lines = [["", *columns, f"wall ÷ {base}"]]
+        timed = ["wall_s", "cpu_s"]
+        lines = [["", *columns, *(f"{column} ÷ {base}" for column in timed)]]
         for name in names:
-            cells = [f"{median[name][column]:g}" if column in median[name] else "" for column in columns]
-            ratio = median[name]["wall_s"] / median[base]["wall_s"] if base in median else None
-            lines.append([name, *cells, f"{ratio:.2f}" if ratio else ""])
+            cells = [f"{median[name][column]:.4g}" if column in median[name] else "" for column in columns]
+            ratios = [median[name][column] / median[base][column] for column in timed if base in median]
+            lines.append(
+                [name, *cells, *(f"{ratio:.2f}" for ratio in ratios), *[""] * (len(timed) - len(ratios))]
+            )
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
