@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rustbpe::{Error, counts_file, merge};
@@ -20,8 +21,9 @@ fn words() -> Counts {
         return made_up_words(100_000);
     };
     let paths: Vec<PathBuf> = std::env::split_paths(&paths).collect();
-    let (_, counts) = counts_file::add_up(&paths).expect("BPE_COUNTS names counts files");
-    counts.into_iter().collect()
+    let (_, counts) =
+        counts_file::add_up(&paths, 1, &AtomicBool::new(false)).expect("BPE_COUNTS names counts files");
+    counts.by_frequency().map(|(word, count)| (word.into(), count)).collect()
 }
 
 /// Words of syllables; the n-th most frequent one has an n-th of the count.
