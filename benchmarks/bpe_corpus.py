@@ -203,7 +203,7 @@ def fetched(name: str, packages: Path) -> Path | None:
 
 def package_texts(archive: Path, *, translations: bool) -> Iterator[str]:
     """The texts of the documents in a Debian archive; translated ones only where asked for."""
-    command = ["dpkg-deb", "--fsys-tarfile", archive]
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with (
         # Its complaint where we stop before the end is nobody's concern.
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacking,

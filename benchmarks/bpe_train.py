@@ -288,20 +288,20 @@ class Bench:
 
     def table(self, columns: list[str], base: str) -> str:
         """Medians of every name's runs, and its times as multiples of `base`'s."""
+        timed = ["wall_s", "cpu_s"]
         good = [row for row in self.rows if "error" not in row]
         names = list(dict.fromkeys(row["name"] for row in good))
         median = {
             name: {
                 column: statistics.median(values)
-                for column in columns
+                for column in {*columns, *timed}
                 if (values := [row[column] for row in good if row["name"] == name and column in row])
             }
             for name in names
         }
-        timed = ["wall_s", "cpu_s"]
         lines = [["", *columns, *(f"{column} ÷ {base}" for column in timed)]]
         for name in names:
-            cells = [f"{median[name][column]:.4g}" if column in median[name] else "" for column in columns]
+            cells = [figure(median[name].get(column)) for column in columns]
             ratios = [median[name][column] / median[base][column] for column in timed if base in median]
             lines.append(
                 [name, *cells, *(f"{ratio:.2f}" for ratio in ratios), *[""] * (len(timed) - len(ratios))]
@@ -332,6 +332,13 @@ class Bench:
             inherited = os.environ.get("PYTHONPATH", "")
             result["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self._others / library), inherited]))
         return result
+
+
+def figure(value: float | None) -> str:
+    """Four digits, or all before the point; nothing for what was not measured."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
 
 
 def installed(names: list[str], others: Path) -> list[str]:

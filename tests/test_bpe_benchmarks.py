@@ -131,6 +131,15 @@ def test_synthetic_words_are_all_different_words() -> None:
     assert {len(word) for word in words} == {8}
 
 
+def test_the_table_has_medians_and_ratios(tmp_path: Path) -> None:
+    bench = _script("bpe_train").Bench(BENCHMARKS / "bpe_train.py", tmp_path, None, tmp_path)
+    for name, seconds in [("ours", [1, 2, 30]), ("other", [8, 4000, 9])]:
+        bench.rows += [{"name": name, "wall_s": value, "cpu_s": value / 2} for value in seconds]
+    bench.rows.append({"name": "other", "error": ["killed"]})
+    lines = [line.split() for line in bench.table(["wall_s", "peak_mb"], "ours").splitlines()[1:]]
+    assert lines == [["ours", "2", "1.00", "1.00"], ["other", "9", "4.50", "4.50"]]
+
+
 def test_a_training_is_measured_in_a_process_of_its_own(bench: ModuleType, tmp_path: Path) -> None:
     documents = [f"the cat {number} sat at the hat".encode() for number in range(500)]
     bench.write_corpus(documents, tmp_path, held_out_bytes=100, bytes_wanted=10_000)
