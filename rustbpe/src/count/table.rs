@@ -126,9 +126,9 @@ impl ShortTable {
     #[inline(never)]
     fn flush(&mut self) {
         self.make_room(self.waits);
-        for at in 0..self.waits {
-            let (word, hash) = self.waiting[at];
-            self.add(word, hash, 1);
+        let slots = &mut *self.slots;
+        for (word, hash) in &self.waiting[..self.waits] {
+            self.used += usize::from(add(slots, *word, *hash, 1));
         }
         self.waits = 0;
     }
@@ -143,28 +143,9 @@ impl ShortTable {
             let full = std::mem::replace(&mut self.slots, ZeroedArray::new(length));
             self.used = 0;
             for slot in full.iter().filter(|slot| slot.count > 0) {
-                self.add(slot.word, slot.word.hash(), slot.count);
-            }
-        }
-    }
-
-    /// The table has room: `make_room` was called.
-    #[inline(always)]
-    fn add(&mut self, word: ShortWord, hash: u64, count: u64) {
-        let last = self.slots.len() - 1;
-        let mut at = home(hash, self.slots.len());
-        loop {
-            let slot = &mut self.slots[at];
-            if slot.word == word && slot.count > 0 {
-                slot.count += count;
-                return;
-            }
-            if slot.count == 0 {
-                *slot = Slot { word, count };
+                add(&mut self.slots, slot.word, slot.word.hash(), slot.count);
                 self.used += 1;
-                return;
             }
-            at = (at + 1) & last;
         }
     }
 
@@ -176,6 +157,25 @@ impl ShortTable {
             .map(move |at| slots[at])
             .filter(|slot| slot.count > 0)
             .map(|slot| (slot.word, slot.count))
+    }
+}
+
+/// Add to a word's count. Returns whether the word is new. There has to be a free slot.
+#[inline(always)]
+fn add(slots: &mut [Slot], word: ShortWord, hash: u64, count: u64) -> bool {
+    let last = slots.len() - 1;
+    let mut at = home(hash, slots.len());
+    loop {
+        let slot = &mut slots[at];
+        if slot.word == word && slot.count > 0 {
+            slot.count += count;
+            return false;
+        }
+        if slot.count == 0 {
+            *slot = Slot { word, count };
+            return true;
+        }
+        at = (at + 1) & last;
     }
 }
 
@@ -310,7 +310,7 @@ mod tests {
         let mut table = Table::default();
         let word = ShortWord::new(b"the", 0, 3);
         for _ in 0..3 {
-            table.short.add(word, word.hash(), u64::from(u32::MAX));
+            add(&mut table.short.slots, word, word.hash(), u64::from(u32::MAX));
             table.long.add(b"a word of more bytes", u64::from(u32::MAX));
         }
         table.add(b"the", 0, 3);
