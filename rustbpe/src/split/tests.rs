@@ -150,7 +150,7 @@ fn the_known_patterns_are_split_by_hand_and_others_are_not() {
 /// `RUSTBPE_FUZZ` is the number of texts for a longer run.
 #[test]
 fn every_tier_splits_random_texts_exactly_as_both_engines() {
-    let rounds = std::env::var("RUSTBPE_FUZZ").map_or(60_000, |rounds| rounds.parse().unwrap());
+    let rounds = std::env::var("RUSTBPE_FUZZ").map_or(80_000, |rounds| rounds.parse().unwrap());
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ rounds);
     let mut engines = Engines::all();
     for round in 0..rounds {
