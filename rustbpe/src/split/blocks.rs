@@ -195,10 +195,11 @@ impl Classes {
         if inner == 0 {
             return starts;
         }
+        // Where all digits since the one `max_digits` before are of one run.
         let reachable = match max_digits {
             MaxDigits::One => return digits,
-            MaxDigits::Two => inner & (inner << 1),
-            MaxDigits::Three => inner & (inner << 1) & (inner << 2),
+            MaxDigits::Two => inner,
+            MaxDigits::Three => inner & (inner << 1),
         };
         let mut last = starts;
         while last != 0 {
