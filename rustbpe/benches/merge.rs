@@ -1,6 +1,6 @@
 //! Learning merges: this crate beside the plain implementation that its tests compare with.
 //!
-//! `cargo bench --bench merge` takes made-up words. Real ones come from counts files, their paths separated
+//! In this folder: `cargo bench --bench merge` takes made-up words. Real ones come from counts files, their paths separated
 //! by colons: `BPE_COUNTS=a.counts:b.counts cargo bench --bench merge`. A part of a benchmark's name as an
 //! argument picks it. Both must learn the same merges, or the benchmark ends.
 

@@ -1,7 +1,7 @@
 //! Bytes split per second, one thread: every tier of this processor, and the automaton of
 //! regex-automata that they replaced.
 //!
-//! `cargo bench --bench split`; `RUSTBPE_BENCH_TEXT=FILE` adds a text of one's own.
+//! In this folder: `cargo bench --bench split`; `RUSTBPE_BENCH_TEXT=FILE` adds a text of one's own.
 
 use std::hint::black_box;
 

@@ -87,7 +87,7 @@ fn merge<S: Sorted>(streams: Vec<S>, min_count: u64, stop: &AtomicBool) -> Resul
             PeekMut::pop(head);
         }
         looks = looks.wrapping_add(1);
-        if looks % WORDS_PER_LOOK == 0 && stop.load(atomic::Ordering::Relaxed) {
+        if looks.is_multiple_of(WORDS_PER_LOOK) && stop.load(atomic::Ordering::Relaxed) {
             return Err(Error::Invalid("adding up counts files was stopped".to_owned()));
         }
     }
