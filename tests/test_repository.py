@@ -13,6 +13,7 @@ MAX_BYTES = 1_000_000
 
 TOP_LEVEL = {
     ".ci",
+    ".github",
     ".env.example",
     ".gitignore",
     "CHANGELOG.md",

@@ -89,17 +89,20 @@ impl<T: Zero> Drop for ZeroedArray<T> {
     }
 }
 
-/// Ask for the cache line of an item that is looked at soon.
+/// A hint to the processor that `slice[index]` will be read soon. Nothing happens where it has no such
+/// hint, or outside of the slice.
 #[inline(always)]
-pub fn prefetch<T>(item: &T) {
+pub fn prefetch<T>(slice: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch changes nothing but the cache; the SSE that it takes is part of x86-64.
-    unsafe {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast());
+        let address = slice.as_ptr().wrapping_add(index);
+        // SAFETY: the instruction is part of every x86-64; it reads nothing the program could see, and an
+        // address that cannot be read is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = item;
+    let _ = (slice, index);
 }
 
 #[cfg(target_os = "linux")]

@@ -13,13 +13,13 @@
 use std::ops::Range;
 
 use crate::Error;
+use crate::memory::prefetch;
 
 mod classes;
 mod lists;
 mod neighbours;
 #[cfg(test)]
 mod oracle;
-mod prefetch;
 mod progress;
 mod queue;
 mod table;
@@ -27,7 +27,6 @@ mod words;
 
 use lists::Lists;
 use neighbours::Neighbours;
-use prefetch::prefetch;
 use progress::Progress;
 use table::{key_of, pair_of};
 use words::{MOST_POSITIONS, NO_TOKEN, Words};

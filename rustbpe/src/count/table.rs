@@ -115,7 +115,7 @@ impl ShortTable {
     #[inline(always)]
     fn add_soon(&mut self, word: ShortWord) {
         let hash = word.hash();
-        prefetch(&self.slots[home(hash, self.slots.len())]);
+        prefetch(&self.slots, home(hash, self.slots.len()));
         self.waiting[self.waits] = (word, hash);
         self.waits += 1;
         if self.waits == WAITING {

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 
 use rustc_hash::FxBuildHasher;
 
+use crate::memory::prefetch;
+
 /// Cache lines of the table: 8 MiB, and 262,144 words.
 const LINES: usize = 1 << 17;
 
@@ -115,7 +117,7 @@ impl Cache {
     #[inline]
     pub fn place(&self, word: ShortWord) -> Place {
         let line = word.line();
-        prefetch(&self.lines[line]);
+        prefetch(&self.lines, line);
         Place { word, line }
     }
 
@@ -185,19 +187,6 @@ impl Cache {
         self.list.clear();
         self.long_words.clear();
     }
-}
-
-/// Ask for a cache line without waiting for it.
-#[inline]
-fn prefetch(line: &Line) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing and cannot fault; every x86-64 processor has it.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
 }
 
 #[cfg(test)]

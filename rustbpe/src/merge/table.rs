@@ -4,7 +4,7 @@
 //! slots can be fetched from memory at the same time.
 
 use super::Pair;
-use super::prefetch::prefetch;
+use crate::memory::prefetch;
 
 /// What is known of a pair: its count, and where its occurrences stand in the arena.
 #[derive(Clone, Copy, Default)]
