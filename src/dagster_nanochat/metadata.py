@@ -53,7 +53,7 @@ def receipt_metadata(store: ObjectStore, receipt: Receipt, *, model: str, reused
     if curve:
         metadata["loss_curve"] = picture(curve, "loss curve")
     if len(receipt.attempts) > 1:
-        metadata["attempts"] = dg.MetadataValue.md(
+        metadata["attempt_costs"] = dg.MetadataValue.md(
             table([attempt.model_dump(mode="json") for attempt in receipt.attempts])
         )
     if receipt.samples:

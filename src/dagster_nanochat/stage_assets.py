@@ -98,8 +98,8 @@ def built_result(
     context.log.info(built.summary)
     return dg.MaterializeResult(
         metadata={
-            **receipt_metadata(store.open(), built.receipt, model=model, reused=not built.built),
             **(extra or {}),
+            **receipt_metadata(store.open(), built.receipt, model=model, reused=not built.built),
         },
         data_version=dg.DataVersion(built.fingerprint),
     )
