@@ -22,7 +22,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bpe_train import ROOT, Bench, Row, documents, installed, measured, speed, stand_ins, work_off
+from bpe_train import (
+    Bench,
+    Row,
+    add_common_arguments,
+    documents,
+    installed,
+    measured,
+    speed,
+    stand_ins,
+    work_off,
+)
 
 from nanochat.recipes import gpt4_pattern
 
@@ -233,17 +243,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("corpus", type=Path, nargs="?", help="folder that bpe_corpus.py has made")
     parser.add_argument("--shards", type=int, help="train on only so many of the corpus's shards")
-    parser.add_argument("--vocab-size", type=int, default=65_536, help="the 256 bytes and the merges")
     parser.add_argument("--megabytes", type=float, default=10, help="held-out text to encode")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="cores and threads of a run")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each")
     parser.add_argument("--implementations", nargs="+", choices=ENCODERS, default=list(ENCODERS))
-    parser.add_argument("--simd", help="RUSTBPE_SIMD for ours: the instruction set to use")
-    parser.add_argument("--json", type=Path, help="add the JSON lines to this file, not to the output")
-    parser.add_argument(
-        "--others", type=Path, default=ROOT / "data/bpe_others", help="where they are installed"
-    )
-    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    add_common_arguments(parser)
     arguments = parser.parse_args()
     if arguments.job:
         work_off(RUNS)

@@ -460,23 +460,28 @@ def synthetic_word(number: int) -> str:
     return " " + "".join(letters)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("corpus", type=Path, nargs="?", help="folder with shard_*.parquet (bpe_corpus.py)")
-    parser.add_argument("--shards", type=int, help="only so many of the corpus's shards")
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the benchmarks of training and of encoding are both told."""
     parser.add_argument("--vocab-size", type=int, default=65_536, help="the 256 bytes and the merges")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores and threads of a run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each")
-    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
-    parser.add_argument("--phase", choices=["train", "count"], default="train")
     parser.add_argument("--simd", help="RUSTBPE_SIMD for ours: the instruction set to use")
-    parser.add_argument("--counts", type=int, help="train on so many synthetic counts files instead")
-    parser.add_argument("--unique", type=int, default=1_000_000, help="unique words of each of them")
     parser.add_argument("--json", type=Path, help="add the JSON lines to this file, not to the output")
     parser.add_argument(
         "--others", type=Path, default=ROOT / "data/bpe_others", help="where they are installed"
     )
     parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("corpus", type=Path, nargs="?", help="folder with shard_*.parquet (bpe_corpus.py)")
+    parser.add_argument("--shards", type=int, help="only so many of the corpus's shards")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores and threads of a run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each")
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS)
+    parser.add_argument("--phase", choices=["train", "count"], default="train")
+    parser.add_argument("--counts", type=int, help="train on so many synthetic counts files instead")
+    parser.add_argument("--unique", type=int, default=1_000_000, help="unique words of each of them")
+    add_common_arguments(parser)
     arguments = parser.parse_args()
     if arguments.job:
         work_off(RUNS)

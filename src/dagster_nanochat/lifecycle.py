@@ -374,8 +374,16 @@ class _Attempt:
             raise
 
     def _tell_story(self, handle: Handle) -> None:
-        """On the stage's page: this attempt is over without a receipt, and what came before it."""
-        rows = [summary.row(token) for token, summary in summaries(self._store, self._state.prefix).items()]
+        """On the stage's page: this attempt is over without a receipt, and what came before it.
+
+        Where the store cannot be read the log says so: why the attempt ended is the more important news.
+        """
+        try:
+            told = summaries(self._store, self._state.prefix)
+        except (StoreError, ValueError, OSError) as error:
+            self._context.log.warning(f"what the attempts have done cannot be read: {error}")
+            return
+        rows = [summary.row(token) for token, summary in told.items()]
         last = next(row for row in rows if row["attempt"] == handle.token)
         self._context.log_event(
             dg.AssetObservation(
@@ -472,7 +480,6 @@ class _Attempt:
                 for event in events:
                     report.tell(event)
                     if event["type"] in ("finished", "failed"):
-                        write_summary(self._store, self._state.prefix, handle.token, summary)
                         self._wait_until_gone(handle)
                         return event
                 if not alive:

@@ -99,10 +99,8 @@ def summaries(store: ObjectStore, prefix: str) -> dict[str, AttemptSummary]:
     found = {}
     for token in attempts(store, prefix):
         summary = read_summary(store, prefix, token)
-        if summary.ended is None:
-            stream = EventStream(store, f"{attempt_prefix(prefix, token)}/events.jsonl")
-            summary = summary.after(*stream.read(Cursor(offset=summary.offset)))
-        found[token] = summary
+        stream = EventStream(store, f"{attempt_prefix(prefix, token)}/events.jsonl")
+        found[token] = summary.after(*stream.read(Cursor(offset=summary.offset)))
     return found
 
 
