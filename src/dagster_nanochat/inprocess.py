@@ -16,15 +16,10 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_nanochat import holding
 from dagster_nanochat.guards import StageConfig
-from dagster_nanochat.lifecycle import (
-    HELD_TTL_S,
-    BuiltStage,
-    fresh_stage,
-    record_identity,
-    require_upstream,
-    wait_for_lease,
-)
+from dagster_nanochat.holding import wait_for_lease
+from dagster_nanochat.lifecycle import BuiltStage, fresh_stage, record_identity, require_upstream
 from nanochat.failures import AttemptFailed
 from nanochat.recipes import Recipe
 from nanochat.sources_digest import code_revision, sources_digest
@@ -79,7 +74,7 @@ def build_stage(
         f"{state.prefix}/lease.json",
         token=token,
         owner=f"run {context.run.run_id[:8]}",
-        ttl_s=HELD_TTL_S,
+        ttl_s=holding.HELD_TTL_S,
     )
     try:
         with wait_for_lease(

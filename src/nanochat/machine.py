@@ -174,6 +174,19 @@ def gpu_usage() -> dict[str, float] | None:
     }
 
 
+def driver_cuda() -> str | None:
+    """The newest CUDA version that the GPU driver supports (``12.8``); None where it does not tell."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        answer = subprocess.run([program], capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"CUDA Version: *(\d+\.\d+)", answer)
+    return found[1] if found else None
+
+
 def _ask_nvidia_smi(fields: str) -> list[list[str]] | None:
     """A row of `fields` for each GPU; None where there is no nvidia-smi or it does not answer."""
     program = shutil.which("nvidia-smi")

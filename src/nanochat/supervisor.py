@@ -297,6 +297,13 @@ class Supervisor:
             return _Ending(
                 failure=Failure.DEADLINE, message=f"ran for {elapsed_s:.0f} s of {job.deadline_s:.0f} s"
             )
+        if job.rented and job.rented.max_usd is not None:
+            dollars = job.rented.dollars(utc_now())
+            if dollars >= job.rented.max_usd:
+                return _Ending(
+                    failure=Failure.BUDGET,
+                    message=f"has cost ${dollars:.2f} on {job.rented.offer}, all that it may (${job.rented.max_usd:.2f})",
+                )
         # By this machine's monotonic clock: time that a laptop slept through is no silence.
         silent_s = time.monotonic() - self._watch_seen_at
         if job.watch_grace_s is not None and silent_s > job.watch_grace_s:
@@ -353,19 +360,28 @@ class Supervisor:
             attempts=self._attempts(result.get("attempts", ()), seconds),
             code_revision=job.code_revision,
             sources_sha256=job.sources_sha256,
+            image_digest=job.image,
             hardware={"host": platform.node(), "machine": platform.machine(), **result.get("hardware", {})},
             events_key=f"{self._attempt}/events.jsonl",
         )
 
     def _attempts(self, worked: list[dict[str, Any]], seconds: float) -> tuple[AttemptCost, ...]:
-        """What every attempt at this training took: earlier ones as the trainer knows them, then ours."""
+        """What every attempt at this training took and cost: earlier ones as the trainer and the
+        orchestrator know them, then ours."""
+        job = self._job
+        # A checkpoint of an older version does not tell how long the attempts before it took.
+        trained = {attempt["token"]: attempt["seconds"] or 0.0 for attempt in worked}
         earlier = (
-            # A checkpoint of an older version does not tell how long the attempts before it took.
-            AttemptCost(token=attempt["token"], seconds=attempt["seconds"] or 0.0, outcome="interrupted")
-            for attempt in worked
-            if attempt["token"] != self._job.token
+            AttemptCost(
+                token=token,
+                seconds=trained.get(token, 0.0),
+                dollars=job.paid.get(token, 0.0),
+                outcome="interrupted",
+            )
+            for token in sorted({*trained, *job.paid} - {job.token})
         )
-        return (*earlier, AttemptCost(token=self._job.token, seconds=seconds))
+        dollars = job.rented.dollars(utc_now()) if job.rented else 0.0
+        return (*earlier, AttemptCost(token=job.token, seconds=seconds, dollars=dollars))
 
 
 @contextlib.contextmanager
@@ -434,6 +450,16 @@ def _stop(
     psutil.wait_procs(alive, timeout=10)
 
 
+def supervise(store: ObjectStore, job: TrainingJob) -> int:
+    """Run the job's attempt. The exit code: 0 with a receipt, 1 without."""
+    _adopt_orphans()
+    work = Path(tempfile.mkdtemp(prefix=f"nanochat-{job.stage}-"))
+    try:
+        return Supervisor(store, job, work).run()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -441,14 +467,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", required=True, help="URL of the store")
     parser.add_argument("--job", required=True, help="key of job.json in the store")
     options = parser.parse_args(arguments)
-    _adopt_orphans()
     store = open_store(options.store)
-    job = TrainingJob.read(store, options.job)
-    work = Path(tempfile.mkdtemp(prefix=f"nanochat-{job.stage}-"))
-    try:
-        return Supervisor(store, job, work).run()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return supervise(store, TrainingJob.read(store, options.job))
 
 
 if __name__ == "__main__":

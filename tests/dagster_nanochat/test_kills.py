@@ -127,9 +127,9 @@ def test_terminating_a_run_ends_its_processes(project: SimpleNamespace, run: Cal
 def test_a_run_that_finds_a_live_attempt_goes_on_where_the_dead_run_stopped(
     project: SimpleNamespace, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dagster_nanochat import lifecycle
+    from dagster_nanochat import holding
 
-    monkeypatch.setattr(lifecycle, "HELD_TTL_S", 3.0)
+    monkeypatch.setattr(holding, "HELD_TTL_S", 3.0)
     first = run("slow", in_process=True)
     supervisor = supervisor_of(project, "slow")
     prefix = state_of(project, "slow").prefix
@@ -155,9 +155,9 @@ def test_a_run_that_finds_a_live_attempt_goes_on_where_the_dead_run_stopped(
 def test_what_ended_itself_because_nobody_watched_is_resumed(
     project: SimpleNamespace, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dagster_nanochat import lifecycle
+    from dagster_nanochat import holding
 
-    monkeypatch.setattr(lifecycle, "HELD_TTL_S", 3.0)
+    monkeypatch.setattr(holding, "HELD_TTL_S", 3.0)
     first = run("slow", in_process=True, watch_grace_s=6.0)
     supervisor = supervisor_of(project, "slow")
     family = [supervisor, *supervisor.children(recursive=True)]

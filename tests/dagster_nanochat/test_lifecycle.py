@@ -270,7 +270,7 @@ def test_a_tokenizer_that_another_run_builds_meanwhile_is_not_built_again(
 def test_the_lease_of_a_long_build_is_renewed_and_without_it_nothing_is_recorded(
     project: SimpleNamespace, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, stolen: bool
 ) -> None:
-    from dagster_nanochat import inprocess, lifecycle
+    from dagster_nanochat import holding
     from dagster_nanochat.defs.tokenizer import assets
 
     before = state_of(project, "tiny", "tokenizer")
@@ -288,8 +288,7 @@ def test_the_lease_of_a_long_build_is_renewed_and_without_it_nothing_is_recorded
         return build(*arguments, **options)
 
     monkeypatch.setattr(assets, "train_tokenizer", long_build)
-    for module in (inprocess, lifecycle):
-        monkeypatch.setattr(module, "HELD_TTL_S", 1.0)
+    monkeypatch.setattr(holding, "HELD_TTL_S", 1.0)
     building = run("tiny", "tokenizer_training", force=True)
     assert building.end().succeeded is not stolen
     if stolen:

@@ -29,9 +29,9 @@ from nanochat.training.job import TrainingJob
 ORCHESTRATOR = """
 import json, sys
 import dagster as dg
-from dagster_nanochat import lifecycle
+from dagster_nanochat import holding, stage_attempt
 from standins.runs import execute
-lifecycle.HELD_TTL_S, lifecycle.WATCH_GRACE_S = 3.0, float(sys.argv[2])
+holding.HELD_TTL_S, stage_attempt.WATCH_GRACE_S = 3.0, float(sys.argv[2])
 execute(dg.DagsterInstance.get(), **json.loads(sys.argv[1]))
 """
 

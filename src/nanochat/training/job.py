@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,6 +26,29 @@ class JobHardware(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+
+
+class Rented(BaseModel):
+    """What is paid for, and what was promised for it.
+
+    usd_per_h: of the whole machine. rented_at: when it was asked for, by the orchestrator's clock.
+    max_usd: the attempt ends, with a checkpoint, before it has cost more. min_cuda: the CUDA version,
+    such as ``12.8``, that the machine's driver supports at least.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    provider: str
+    offer: str
+    usd_per_h: float = Field(ge=0)
+    rented_at: datetime.datetime
+    max_usd: float | None = Field(default=None, gt=0)
+    gpus: int = Field(ge=0)
+    min_gpu_memory_gib: float = Field(ge=0)
+    min_cuda: str | None = None
+
+    def dollars(self, now: datetime.datetime) -> float:
+        """What the machine has cost until `now`."""
+        return max(0.0, (now - self.rented_at).total_seconds()) * self.usd_per_h / 3600
 
 
 class TrainingJob(Document):
@@ -53,6 +77,11 @@ class TrainingJob(Document):
     watch_grace_s: float | None = Field(default=None, gt=0)
     code_revision: str | None = None
     sources_sha256: str | None = None
+    # None: it runs on one's own machine.
+    rented: Rented | None = None
+    image: str | None = None
+    # Dollars of earlier attempts at the stage by their tokens, with a receipt or without.
+    paid: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("recipe", mode="before")
     @classmethod

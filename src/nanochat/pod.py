@@ -1,0 +1,194 @@
+"""What runs first on a rented machine: one attempt, once, and then the end of the machine.
+
+    NANOCHAT_STORE=s3://… NANOCHAT_JOB=stages/base/…/job.json NANOCHAT_END='[…]' python -m nanochat.pod
+
+A provider may start the container again when its first process ends, and bill on: so this process
+never ends by itself. It runs the supervisor, whatever comes of that, and then sends the requests of
+NANOCHAT_END, in turn and again and again, until the machine is gone. A second start of the container
+finds the attempt begun and trains nothing. What cannot be told to the store is said on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from nanochat.events import EventStream
+from nanochat.failures import Failure
+from nanochat.machine import driver_cuda, this_machine
+from nanochat.store import ObjectStore, StoreError, open_store
+from nanochat.supervisor import EventShipper, supervise
+from nanochat.training.job import Rented, TrainingJob
+
+STORE_ENV = "NANOCHAT_STORE"
+JOB_ENV = "NANOCHAT_JOB"
+END_ENV = "NANOCHAT_END"
+# How long the machine may live at most: a supervisor that hangs ends with it.
+LIFETIME_ENV = "NANOCHAT_LIFETIME_S"
+
+# The network of a container that has just been started may come up after it.
+_STORE_PATIENCE_S = 120.0
+_RETRY_EVERY_S = 5.0
+_END_TIMEOUT_S = 30.0
+_END_EVERY_S = (2.0, 5.0, 10.0, 30.0, 60.0)
+
+
+class EndRequest(BaseModel):
+    """A request that ends the machine it is sent from. ``${NAME}`` in url and body is what the
+    environment has under that name; `bearer` is the name of the variable with the key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: Literal["DELETE", "POST"]
+    url: str
+    body: dict[str, str] | None = None
+    bearer: str
+
+    def send(self, environment: Mapping[str, str]) -> str:
+        """What came of it, in a few words. Raises KeyError for a variable that is not set."""
+        import httpx
+
+        answer = httpx.request(
+            self.method,
+            string.Template(self.url).substitute(environment),
+            json=None
+            if self.body is None
+            else {name: string.Template(value).substitute(environment) for name, value in self.body.items()},
+            headers={
+                "Authorization": f"Bearer {environment[self.bearer]}",
+                # Some providers refuse requests that do not say who asks.
+                "User-Agent": "dagster-nanochat",
+            },
+            timeout=_END_TIMEOUT_S,
+        )
+        return f"{self.method} {self.url}: {answer.status_code} {answer.text:.200}"
+
+
+def encode_end(requests: Sequence[EndRequest]) -> str:
+    """The value of NANOCHAT_END."""
+    return json.dumps([request.model_dump(exclude_none=True) for request in requests])
+
+
+def end_machine(
+    environment: Mapping[str, str], sleep: Callable[[float], Any] = time.sleep, rounds: int | None = None
+) -> None:
+    """Ask for the end until it comes, which ends this process too (`rounds`: or so often)."""
+    requests = TypeAdapter(list[EndRequest]).validate_json(environment.get(END_ENV, "[]"))
+    done = 0
+    while rounds is None or done < rounds:
+        for request in requests:
+            try:
+                _say(f"ending this machine: {request.send(environment)}")
+            except Exception as error:  # whatever fails, the next request is tried, and this one again
+                _say(
+                    f"ending this machine: {request.method} {request.url} failed: {type(error).__name__}: {error}"
+                )
+        sleep(_END_EVERY_S[min(done, len(_END_EVERY_S) - 1)])
+        done += 1
+
+
+def run_attempt(environment: Mapping[str, str], begun: Path) -> None:
+    """Run the attempt that the environment names, unless `begun` says that it was begun here before.
+
+    Raises what reading the store and the job raises.
+    """
+    store = open_store(environment[STORE_ENV])
+    job = _read_patiently(store, environment[JOB_ENV])
+    if _begun_before(store, job, begun):
+        _end_attempt(
+            store,
+            job,
+            Failure.LOST,
+            "the container was started again: its first process had ended without a word, as it does when "
+            "memory runs out or the host fails",
+        )
+        return
+    problem = broken_promise(job.rented) if job.rented else None
+    if problem:
+        _end_attempt(store, job, Failure.NOT_READY, problem)
+        return
+    supervise(store, job)
+
+
+def broken_promise(rented: Rented) -> str | None:
+    """What of the machine is less than was rented; None where nothing is."""
+    gpus = this_machine().gpus
+    if len(gpus) < rented.gpus:
+        return f"{rented.offer} was to have {rented.gpus} GPUs; nvidia-smi shows {len(gpus)}"
+    for number, gpu in enumerate(gpus):
+        # What a data sheet calls 80 GB is 79.6 GiB to the driver: a tenth less is no surprise.
+        if gpu.memory_bytes < 0.9 * rented.min_gpu_memory_gib * 2**30:
+            return (
+                f"GPU {number} ({gpu.name}) has {gpu.memory_bytes / 2**30:.1f} GiB of memory, "
+                f"{rented.min_gpu_memory_gib:g} were to be had"
+            )
+    cuda = driver_cuda() if rented.min_cuda and gpus else None
+    if cuda and _version(cuda) < _version(rented.min_cuda or "0"):
+        return f"the driver supports CUDA {cuda}, the image needs {rented.min_cuda}"
+    return None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _read_patiently(store: ObjectStore, key: str) -> TrainingJob:
+    deadline = time.monotonic() + _STORE_PATIENCE_S
+    while True:
+        try:
+            return TrainingJob.read(store, key)
+        except (StoreError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise
+            _say(f"the job cannot be read yet: {error}")
+            time.sleep(_RETRY_EVERY_S)
+
+
+def _begun_before(store: ObjectStore, job: TrainingJob, begun: Path) -> bool:
+    """Whether this container, or another of the same attempt, has begun it; remembers that it has now."""
+    told = EventStream(store, f"{job.attempt_prefix}/events.jsonl").all()
+    if begun.exists() or any(event["type"] == "attempt_started" for event in told):
+        return True
+    begun.touch()
+    return False
+
+
+def _end_attempt(store: ObjectStore, job: TrainingJob, failure: Failure, message: str) -> None:
+    """Say that the attempt is over, unless it has said so itself."""
+    key = f"{job.attempt_prefix}/events.jsonl"
+    if any(event["type"] in ("finished", "failed") for event in EventStream(store, key).all()):
+        return
+    shipper = EventShipper(store, key, Path(os.devnull))
+    shipper.emit("failed", failure=failure.value, message=message)
+    shipper.ship()
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    environment = dict(os.environ)
+    lifetime_s = environment.get(LIFETIME_ENV)
+    if lifetime_s:
+        clock = threading.Timer(float(lifetime_s), end_machine, [environment])
+        clock.daemon = True
+        clock.start()
+    try:
+        # In the container's folder, which outlives its first process.
+        run_attempt(environment, Path(".nanochat-begun"))
+    except BaseException as error:  # nothing may keep the machine from being given back
+        _say(f"the attempt cannot be run: {type(error).__name__}: {error}")
+    end_machine(environment)
+
+
+if __name__ == "__main__":
+    main()
