@@ -1,0 +1,1 @@
+"""RunPod: rented machines through its REST API, version 2."""
