@@ -1,0 +1,42 @@
+"""Clients of RunPod that a test answers, and RunPod's specification."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from standins.runpod_api import CANARY, Clock, Specification
+
+from dagster_nanochat.launch.runpod.client import RunPodClient
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(scope="session")
+def specification() -> Specification:
+    """Skips, saying why, where the file is not (it is RunPod's, and not part of the repository)."""
+    data = Path(os.environ.get("NANOCHAT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+    path = data.parent / "reference" / "runpod-rest-v2-openapi.json"
+    if not path.is_file():
+        pytest.skip(f"RunPod's specification is not at {path} (set NANOCHAT_TEST_DATA)")
+    return Specification(path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def client_of(clock: Clock) -> Callable[..., RunPodClient]:
+    """A client that a function answers: ``client_of(lambda request: httpx.Response(204))``."""
+
+    def make(handler: Callable[[httpx.Request], httpx.Response], **options: Any) -> RunPodClient:
+        transport = httpx.MockTransport(handler)
+        return RunPodClient(CANARY, transport=transport, sleep=clock.sleep, clock=clock, **options)
+
+    return make
