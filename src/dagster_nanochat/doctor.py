@@ -103,7 +103,7 @@ def _launcher() -> Finding:
     try:
         launcher = LauncherResource().create(FileStore(Path(tempfile.gettempdir())))
         offer = launcher.offers(Request.of(hardware))[0]
-        chosen = launcher.hardware(hardware)
+        chosen = launcher.hardware(hardware, offer)
     except (dg.Failure, AttemptFailed) as error:
         reason = error.description if isinstance(error, dg.Failure) else None
         return Finding(verdict=Verdict.FAILED, what="launcher", found=reason or str(error))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 
 import dagster as dg
 from pydantic import Field
@@ -11,6 +13,9 @@ from dagster_nanochat.launch.base import Offer
 from nanochat.plan import StagePlan
 from nanochat.recipes import Recipe
 from nanochat.stages import STAGES
+from nanochat.store import ObjectStore
+from nanochat.store.leases import utc_now
+from nanochat.store.ledger import entries, user_name
 
 FORCE_TAG = "nanochat/force"
 MAX_HOURS_TAG = "nanochat/max_hours"
@@ -21,6 +26,10 @@ DEFAULT_MAX_USD = 1.0
 # An estimate within the cap may be wrong, and a busy machine is slow: a stage on one's own machine is
 # ended (with a checkpoint) only when it has run this many times the cap.
 DEADLINE_FACTOR = 4.0
+MAX_USD_PER_MODEL_ENV = "NANOCHAT_MAX_USD_PER_MODEL"
+MAX_USD_PER_MONTH_ENV = "NANOCHAT_MAX_USD_PER_MONTH"
+# Between the end that the budget brings, with a checkpoint, and that of the deadline behind it.
+BUDGET_GRACE_S = 600.0
 
 
 class StageConfig(dg.Config):
@@ -60,15 +69,18 @@ def _cap(context: dg.AssetExecutionContext, configured: float | None, tag: str, 
     if configured is not None:
         return configured
     text = context.run.tags.get(tag)
-    if text is None:
-        return default
+    return default if text is None else _number(text, f"run tag {tag}")
+
+
+def _number(text: str, name: str) -> float:
+    """A number above 0. Raises dg.Failure that says whose it is not."""
     try:
-        cap = float(text)
+        number = float(text)
     except ValueError:
-        cap = math.nan
-    if not 0 < cap < math.inf:
-        raise dg.Failure(f"run tag {tag}={text!r} is not a number above 0", allow_retries=False)
-    return cap
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise dg.Failure(f"{name}={text!r} is not a number above 0", allow_retries=False)
+    return number
 
 
 def _max_hours(context: dg.AssetExecutionContext, config: StageConfig) -> float:
@@ -79,25 +91,81 @@ def _max_usd(context: dg.AssetExecutionContext, config: StageConfig) -> float:
     return _cap(context, config.max_usd, MAX_USD_TAG, DEFAULT_MAX_USD)
 
 
-def deadline_s(context: dg.AssetExecutionContext, config: StageConfig, offer: Offer) -> float:
-    """How long an attempt may run: what the cap in dollars buys on a rented machine, `DEADLINE_FACTOR`
-    times the cap in hours on one's own."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What an attempt may take. max_usd: of money, where it runs on a rented machine."""
+
+    deadline_s: float
+    max_usd: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cap:
+    """Dollars that may still be spent, and what says so."""
+
+    usd: float
+    name: str
+
+
+def cap_usd(
+    context: dg.AssetExecutionContext, config: StageConfig, store: ObjectStore, recipe: Recipe
+) -> Cap:
+    """The tightest of the caps: of the stage, of the model (what was ever spent on it counts), of the
+    user in this month."""
+    usd = _max_usd(context, config)
+    caps = [Cap(usd=usd, name=f"the cap of ${usd:.2f} for a stage. Raise it with the run tag {MAX_USD_TAG}")]
+    month = f"{utc_now():%Y-%m}"
+    for variable, whose, spent in (
+        (
+            MAX_USD_PER_MODEL_ENV,
+            f"for {recipe.name}",
+            lambda: sum(entry.dollars() for entry in entries(store) if entry.model == recipe.name),
+        ),
+        (
+            MAX_USD_PER_MONTH_ENV,
+            f"of {user_name()} in {month}",
+            lambda: sum(entry.dollars() for entry in entries(store, month) if entry.user == user_name()),
+        ),
+    ):
+        text = os.environ.get(variable)
+        if not text:
+            continue
+        limit = _number(text, variable)
+        left = limit - spent()
+        caps.append(
+            Cap(
+                usd=left,
+                name=f"the ${max(left, 0):.2f} that are left of the cap of ${limit:.2f} {whose} ({variable})",
+            )
+        )
+    return min(caps, key=lambda cap: cap.usd)
+
+
+def terms(context: dg.AssetExecutionContext, config: StageConfig, offer: Offer, cap: Cap) -> Terms:
+    """What an attempt on the offer may take: on a rented machine what the cap in dollars buys and a
+    little more (the machine's own count of its dollars ends it with a checkpoint before that), on one's
+    own `DEADLINE_FACTOR` times the cap in hours."""
     if offer.price_usd_per_h:
-        return 3600 * _max_usd(context, config) / offer.price_usd_per_h
-    return 3600 * _max_hours(context, config) * DEADLINE_FACTOR
+        deadline_s = 3600 * cap.usd / offer.price_usd_per_h + BUDGET_GRACE_S
+    else:
+        deadline_s = 3600 * _max_hours(context, config) * DEADLINE_FACTOR
+    return Terms(deadline_s=deadline_s, max_usd=cap.usd)
 
 
 def check_estimate(
-    context: dg.AssetExecutionContext, config: StageConfig, recipe: Recipe, plan: StagePlan, offer: Offer
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    recipe: Recipe,
+    plan: StagePlan,
+    offer: Offer,
+    cap: Cap,
 ) -> None:
     """Raise dg.Failure where the plan's hours (on one's own machine) or dollars exceed the cap."""
-    if plan.dollars:
-        usd = _max_usd(context, config)
-        if plan.dollars > usd:
+    if offer.price_usd_per_h:
+        if cap.usd <= 0 or (plan.dollars or 0.0) > cap.usd:
             raise dg.Failure(
-                f"{plan.stage} of {recipe.name} is estimated at ${plan.dollars:.2f} on {offer.name}, above "
-                f"the cap of ${usd:.2f}. Raise it with the run tag {MAX_USD_TAG} (see `nanochat plan --model "
-                f"{recipe.name}`).",
+                f"{plan.stage} of {recipe.name} is estimated at ${plan.dollars or 0:.2f} on {offer.name}, "
+                f"above {cap.name} (see `nanochat plan --model {recipe.name}`).",
                 allow_retries=False,
             )
         return

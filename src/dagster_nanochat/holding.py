@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import dagster as dg
@@ -17,10 +17,12 @@ HELD_TTL_S = 30.0
 
 
 class HeldLease:
-    """A lease that was taken: renewed by a thread, whatever its holder waits for, and given back."""
+    """A lease that was taken: renewed by a thread, whatever its holder waits for, and given back
+    (`release`) or left to whoever renews it from then on."""
 
-    def __init__(self, keeper: LeaseKeeper) -> None:
+    def __init__(self, keeper: LeaseKeeper, *, release: bool = True) -> None:
         self._keeper = keeper
+        self._release = release
         self._end = threading.Event()
         self._lost: LeaseLost | None = None
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -32,7 +34,8 @@ class HeldLease:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        self._keeper.release()
+        if self._release:
+            self._keeper.release()
 
     def check(self) -> None:
         """Raises LeaseLost where somebody else has it by now."""
@@ -51,23 +54,25 @@ class HeldLease:
 
 
 def wait_for_lease(
-    context: dg.AssetExecutionContext, keeper: LeaseKeeper, waits: Callable[[Lease], str]
+    context: dg.AssetExecutionContext, keepers: Sequence[LeaseKeeper], waits: Callable[[Lease], str]
 ) -> HeldLease:
-    """Take a lease as soon as it is free, saying meanwhile what `waits` makes of who has it.
+    """Take the first of several leases that is free, saying meanwhile what `waits` makes of who has one.
 
     Raises DagsterExecutionInterruptedError when the run is terminated.
     """
     said: str | None = None
     while True:
-        try:
-            keeper.take()
-            return HeldLease(keeper)
-        except LeaseHeld as held:
-            if said != held.lease.token:
-                said = held.lease.token
-                context.log.info(waits(held.lease))
-            raise_if_cancelled(context)
-            time.sleep(1.0)
+        for keeper in keepers:
+            try:
+                keeper.take()
+                return HeldLease(keeper)
+            except LeaseHeld as held:
+                holder = held.lease
+        if said != holder.token:
+            said = holder.token
+            context.log.info(waits(holder))
+        raise_if_cancelled(context)
+        time.sleep(1.0)
 
 
 class StillAlive(Exception):

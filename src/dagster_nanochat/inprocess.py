@@ -78,7 +78,7 @@ def build_stage(
     )
     try:
         with wait_for_lease(
-            context, keeper, lambda lease: f"{stage} of {recipe.name} waits: {lease.describe()} builds it"
+            context, [keeper], lambda lease: f"{stage} of {recipe.name} waits: {lease.describe()} builds it"
         ):
             receipt = _built_meanwhile(store, state)
             built = receipt is None

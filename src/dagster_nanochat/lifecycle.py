@@ -10,21 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
 from dagster_nanochat import holding
-from dagster_nanochat.guards import StageConfig, check_estimate, deadline_s
+from dagster_nanochat.guards import Cap, StageConfig, cap_usd, check_estimate, terms
 from dagster_nanochat.holding import HeldLease, StillAlive, take_if_silent, wait_for_lease
-from dagster_nanochat.launch.base import Launcher, Request
-from dagster_nanochat.stage_attempt import Attempt
-from nanochat.failures import AttemptFailed
+from dagster_nanochat.launch.base import Launcher, Offer, Request
+from dagster_nanochat.stage_attempt import Attempts, with_capacity
+from nanochat.failures import AttemptFailed, Failure
 from nanochat.plan import plan_stage
 from nanochat.recipes import Recipe
 from nanochat.stages import StageState, Status, resolve
 from nanochat.store import ObjectStore
-from nanochat.store.leases import Lease, LeaseKeeper, machine_name, read_lease
+from nanochat.store.leases import Lease, LeaseKeeper, read_lease
 from nanochat.store.receipts import Receipt, point
 
 
@@ -101,60 +101,81 @@ def train_stage(
     config: StageConfig,
 ) -> BuiltStage:
     """Bring a training stage of a model to a good receipt. Raises dg.Failure."""
-    states = resolve(recipe, store)
-    before = states[stage]
-    forced = config.forced(context, stage)
-    found = fresh_stage(context, recipe, store, before, forced=forced, seen=before.receipt)
-    if found:
-        return found
-    offer = launcher.offers(Request.of(recipe.hardware))[0]
-    plan = plan_stage(
-        recipe, stage, states, store, flops_per_s=offer.flops_per_s, usd_per_h=offer.price_usd_per_h
-    )
-    check_estimate(context, config, recipe, plan, offer)
-    require_upstream(before, states, recipe.name)
     try:
-        with _slot(context, store, recipe, stage), _watching(context, store, recipe, before) as watch:
-            # While this run waited, others may have built the stage, or something that it needs.
-            states = resolve(recipe, store)
-            state = states[stage]
-            require_upstream(state, states, recipe.name)
-            if state.fingerprint != before.fingerprint:
-                raise dg.Failure(
-                    f"what {stage} of {recipe.name} is made of has changed while it waited; run it again",
-                    allow_retries=False,
-                )
-            found = fresh_stage(context, recipe, store, state, forced=forced, seen=before.receipt)
-            if found:
-                return found
-            record_identity(store, state)
-            store.put(f"{state.prefix}/plan.json", plan.to_bytes())
-            attempt = Attempt(context, store, launcher, recipe, states, stage, watch)
-            receipt = attempt.complete(offer, deadline_s=deadline_s(context, config, offer))
-            point(store, recipe.name, stage, receipt.fingerprint)
-            return BuiltStage(stage=stage, fingerprint=receipt.fingerprint, receipt=receipt, built=True)
+        return _train_stage(context, stage, recipe, store, launcher, config)
     except AttemptFailed as error:
         raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
 
 
-def _slot(context: dg.AssetExecutionContext, store: ObjectStore, recipe: Recipe, stage: str) -> HeldLease:
-    """One training stage at a time on this machine: wait, saying so, until the slot is free.
+def _train_stage(
+    context: dg.AssetExecutionContext,
+    stage: str,
+    recipe: Recipe,
+    store: ObjectStore,
+    launcher: Launcher,
+    config: StageConfig,
+) -> BuiltStage:
+    states = resolve(recipe, store)
+    before = states[stage]
+    what = f"{stage} of {recipe.name}"
+    forced = config.forced(context, stage)
+    found = fresh_stage(context, recipe, store, before, forced=forced, seen=before.receipt)
+    if found:
+        return found
+    request = Request.of(recipe.hardware)
+    work = plan_stage(recipe, stage, states, store, flops_per_s=1.0)
+    offers = with_capacity(context, launcher, what, lambda: launcher.offers(request, work.flops))
+    best = offers[0]
+    plan = plan_stage(
+        recipe, stage, states, store, flops_per_s=best.flops_per_s, usd_per_h=best.price_usd_per_h
+    )
+    check_estimate(context, config, recipe, plan, best, cap_usd(context, config, store, recipe))
+    require_upstream(before, states, recipe.name)
+    with _slot(context, store, launcher, what), _watching(context, store, recipe, before) as watch:
+        # While this run waited, others may have built the stage, or something that it needs.
+        states = resolve(recipe, store)
+        state = states[stage]
+        require_upstream(state, states, recipe.name)
+        if state.fingerprint != before.fingerprint:
+            raise dg.Failure(
+                f"what {what} is made of has changed while it waited; run it again", allow_retries=False
+            )
+        found = fresh_stage(context, recipe, store, state, forced=forced, seen=before.receipt)
+        if found:
+            return found
+        record_identity(store, state)
+        store.put(f"{state.prefix}/plan.json", plan.to_bytes())
+        # By now money may have been spent.
+        cap = cap_usd(context, config, store, recipe)
+        check_estimate(context, config, recipe, plan, best, cap)
+        receipt = Attempts(context, store, launcher, recipe, states, stage, watch).complete(
+            lambda: _affordable(launcher.offers(request, work.flops), work.flops, cap),
+            lambda offer: terms(context, config, offer, cap),
+        )
+        point(store, recipe.name, stage, receipt.fingerprint)
+        return BuiltStage(stage=stage, fingerprint=receipt.fingerprint, receipt=receipt, built=True)
+
+
+def _affordable(offers: Sequence[Offer], flops: float | None, cap: Cap) -> list[Offer]:
+    """Those on which the work is estimated at no more than the cap. Raises AttemptFailed."""
+    found = [offer for offer in offers if offer.hours(flops or 0.0) * offer.price_usd_per_h <= cap.usd]
+    if not found:
+        raise AttemptFailed(Failure.NO_CAPACITY, f"every offer that is left would cost more than {cap.name}")
+    return found
+
+
+def _slot(context: dg.AssetExecutionContext, store: ObjectStore, launcher: Launcher, what: str) -> HeldLease:
+    """As many training stages at once as the launcher has slots: wait, saying so, until one is free.
 
     A slot that is lost all the same (to somebody who found it expired, while this machine slept) is no
     reason to throw a training away.
     """
-    keeper = LeaseKeeper(
-        store,
-        f"slots/{machine_name()}/0.json",
-        token=f"{context.run.run_id}/{stage}",
-        owner=f"{stage} of {recipe.name}",
-        ttl_s=holding.HELD_TTL_S,
-    )
-    return wait_for_lease(
-        context,
-        keeper,
-        lambda lease: f"{stage} of {recipe.name} waits: {lease.describe()} uses this machine",
-    )
+    keepers = [
+        LeaseKeeper(store, key, token=f"{context.run.run_id}/{what}", owner=what, ttl_s=holding.HELD_TTL_S)
+        for key in launcher.slots()
+    ]
+    place = "this machine" if launcher.patience is None else f"{launcher.name}'s last free slot"
+    return wait_for_lease(context, keepers, lambda lease: f"{what} waits: {lease.describe()} uses {place}")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from dagster_nanochat.lifecycle import BuiltStage, train_stage
 from dagster_nanochat.metadata import receipt_metadata
 from dagster_nanochat.resources import LauncherResource, StoreResource
 from dagster_nanochat.selection import required_recipe
+from dagster_nanochat.stage_attempt import attempt_rows
 from dagster_nanochat.views import show_checkpoint
-from nanochat.attempts import summaries
 from nanochat.export.markdown import table
 from nanochat.plan import plan_stage
 from nanochat.stages import resolve
@@ -80,9 +80,9 @@ def training_result(
     built = train_stage(context, stage, recipe, opened, launcher.create(opened), config)
     folder = show_checkpoint(opened, built.receipt, recipe.name)
     extra: dict[str, Any] = {"folder": str(folder)}
-    told = summaries(opened, stage_prefix(stage, built.fingerprint))
-    if len(told) > 1:
-        extra["attempts"] = dg.MetadataValue.md(table([one.row(token) for token, one in told.items()]))
+    rows = list(attempt_rows(opened, stage_prefix(stage, built.fingerprint)))
+    if len(rows) > 1:
+        extra["attempts"] = dg.MetadataValue.md(table(rows))
     return built_result(context, built, model=recipe.name, store=store, extra=extra)
 
 

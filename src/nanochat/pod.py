@@ -4,8 +4,10 @@
 
 A provider may start the container again when its first process ends, and bill on: so this process
 never ends by itself. It runs the supervisor, whatever comes of that, and then sends the requests of
-NANOCHAT_END, in turn and again and again, until the machine is gone. A second start of the container
-finds the attempt begun and trains nothing. What cannot be told to the store is said on standard error.
+NANOCHAT_END, in turn and again and again, until the machine is gone. An attempt belongs to the machine
+that claims it first: a second start of the container finds it claimed and trains nothing, and so does
+a second machine, made by a request that was sent twice. What cannot be told to the store is said on
+standard error.
 """
 
 from __future__ import annotations
@@ -18,20 +20,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from nanochat.events import EventStream
 from nanochat.failures import Failure
 from nanochat.machine import driver_cuda, this_machine
-from nanochat.store import ObjectStore, StoreError, open_store
+from nanochat.store import ObjectStore, PreconditionFailed, StoreError, open_store
+from nanochat.store.documents import Document
+from nanochat.store.leases import machine_name
 from nanochat.supervisor import EventShipper, supervise
 from nanochat.training.job import Rented, TrainingJob
 
 STORE_ENV = "NANOCHAT_STORE"
 JOB_ENV = "NANOCHAT_JOB"
 END_ENV = "NANOCHAT_END"
+# The name of the variable that has the provider's name of this machine.
+MACHINE_ENV = "NANOCHAT_MACHINE_VARIABLE"
 # How long the machine may live at most: a supervisor that hangs ends with it.
 LIFETIME_ENV = "NANOCHAT_LIFETIME_S"
 
@@ -82,27 +88,37 @@ def end_machine(
 ) -> None:
     """Ask for the end until it comes, which ends this process too (`rounds`: or so often)."""
     requests = TypeAdapter(list[EndRequest]).validate_json(environment.get(END_ENV, "[]"))
+    if not requests:
+        _say(f"{END_ENV} does not say how to end this machine")
+        return
     done = 0
     while rounds is None or done < rounds:
         for request in requests:
             try:
                 _say(f"ending this machine: {request.send(environment)}")
             except Exception as error:  # whatever fails, the next request is tried, and this one again
-                _say(
-                    f"ending this machine: {request.method} {request.url} failed: {type(error).__name__}: {error}"
-                )
+                _say(f"{request.method} {request.url} failed: {type(error).__name__}: {error}")
         sleep(_END_EVERY_S[min(done, len(_END_EVERY_S) - 1)])
         done += 1
 
 
-def run_attempt(environment: Mapping[str, str], begun: Path) -> None:
-    """Run the attempt that the environment names, unless `begun` says that it was begun here before.
+class Claim(Document):
+    """`attempts/<token>/machine.json`: which machine makes the attempt."""
+
+    schema_name: ClassVar[str] = "nanochat.claim"
+    machine: str
+
+
+def run_attempt(environment: Mapping[str, str]) -> None:
+    """Run the attempt that the environment names, where no machine has begun it.
 
     Raises what reading the store and the job raises.
     """
     store = open_store(environment[STORE_ENV])
     job = _read_patiently(store, environment[JOB_ENV])
-    if _begun_before(store, job, begun):
+    machine = environment.get(environment.get(MACHINE_ENV, ""), "") or machine_name()
+    owner = _claim(store, job, machine)
+    if owner == machine:
         _end_attempt(
             store,
             job,
@@ -111,11 +127,24 @@ def run_attempt(environment: Mapping[str, str], begun: Path) -> None:
             "memory runs out or the host fails",
         )
         return
+    if owner is not None:
+        _say(f"attempt {job.token} belongs to machine {owner}: nothing to do here")
+        return
     problem = broken_promise(job.rented) if job.rented else None
     if problem:
         _end_attempt(store, job, Failure.NOT_READY, problem)
         return
     supervise(store, job)
+
+
+def _claim(store: ObjectStore, job: TrainingJob, machine: str) -> str | None:
+    """None if the attempt is this machine's now, else whose it was already."""
+    key = f"{job.attempt_prefix}/machine.json"
+    try:
+        store.put(key, Claim(machine=machine).to_bytes(), if_absent=True)
+    except PreconditionFailed:
+        return Claim.read(store, key).machine
+    return None
 
 
 def broken_promise(rented: Rented) -> str | None:
@@ -152,15 +181,6 @@ def _read_patiently(store: ObjectStore, key: str) -> TrainingJob:
             time.sleep(_RETRY_EVERY_S)
 
 
-def _begun_before(store: ObjectStore, job: TrainingJob, begun: Path) -> bool:
-    """Whether this container, or another of the same attempt, has begun it; remembers that it has now."""
-    told = EventStream(store, f"{job.attempt_prefix}/events.jsonl").all()
-    if begun.exists() or any(event["type"] == "attempt_started" for event in told):
-        return True
-    begun.touch()
-    return False
-
-
 def _end_attempt(store: ObjectStore, job: TrainingJob, failure: Failure, message: str) -> None:
     """Say that the attempt is over, unless it has said so itself."""
     key = f"{job.attempt_prefix}/events.jsonl"
@@ -183,8 +203,7 @@ def main() -> None:
         clock.daemon = True
         clock.start()
     try:
-        # In the container's folder, which outlives its first process.
-        run_attempt(environment, Path(".nanochat-begun"))
+        run_attempt(environment)
     except BaseException as error:  # nothing may keep the machine from being given back
         _say(f"the attempt cannot be run: {type(error).__name__}: {error}")
     end_machine(environment)

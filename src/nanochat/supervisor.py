@@ -297,13 +297,12 @@ class Supervisor:
             return _Ending(
                 failure=Failure.DEADLINE, message=f"ran for {elapsed_s:.0f} s of {job.deadline_s:.0f} s"
             )
-        if job.rented and job.rented.max_usd is not None:
-            dollars = job.rented.dollars(utc_now())
-            if dollars >= job.rented.max_usd:
-                return _Ending(
-                    failure=Failure.BUDGET,
-                    message=f"has cost ${dollars:.2f} on {job.rented.offer}, all that it may (${job.rented.max_usd:.2f})",
-                )
+        rented = job.rented
+        if rented and rented.max_usd is not None and rented.dollars(utc_now()) >= rented.max_usd:
+            return _Ending(
+                failure=Failure.BUDGET,
+                message=f"has cost the ${rented.max_usd:.2f} that it may, on {rented.offer}",
+            )
         # By this machine's monotonic clock: time that a laptop slept through is no silence.
         silent_s = time.monotonic() - self._watch_seen_at
         if job.watch_grace_s is not None and silent_s > job.watch_grace_s:

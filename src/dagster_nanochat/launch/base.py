@@ -6,7 +6,7 @@ import dataclasses
 from typing import Protocol
 
 from nanochat.recipes import Hardware
-from nanochat.training.job import JobHardware, TrainingJob
+from nanochat.training.job import JobHardware, Rented, TrainingJob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,35 +44,67 @@ class Handle:
     url: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a rented machine is waited for, in seconds: until its supervisor has taken the lease
+    (`ready_s`), and between two renewals of it (`silent_s`). capacity_s: how long it is asked for again
+    where there is none."""
+
+    ready_s: float
+    silent_s: float
+    capacity_s: float
+
+
 class Launcher(Protocol):
     """See DESIGN: the same supervisor runs behind every implementation."""
 
     name: str
+    # Machines that may be tried for one stage before its failure to come up, or its loss, is final.
+    max_machines: int
+    # None: one's own machine, whose process is looked at instead.
+    patience: Patience | None
 
-    def offers(self, request: Request) -> list[Offer]:
-        """What can be had, cheapest to finish first."""
+    def offers(self, request: Request, flops: float | None = None) -> list[Offer]:
+        """What can be had, cheapest to finish `flops` first. Raises AttemptFailed where there is nothing."""
         ...
 
-    def hardware(self, wanted: Hardware) -> JobHardware:
+    def hardware(self, wanted: Hardware, offer: Offer) -> JobHardware:
         """How a recipe's training runs on such a machine: processes, threads, rows at once."""
         ...
 
-    def launch(self, job: TrainingJob, offer: Offer) -> Handle:
-        """Start the job's attempt. Returns as soon as the machine is asked for."""
+    def slots(self) -> list[str]:
+        """Keys of the leases of which a run holds one while it trains: how many stages run at once."""
         ...
 
-    def find(self, token: str, prefix: str) -> Handle | None:
-        """The live machine of an attempt, or None."""
+    def rent(self, offer: Offer, max_usd: float) -> Rented | None:
+        """What a job on that offer is told of its price and its promise; None on one's own machine."""
+        ...
+
+    def image(self) -> str | None:
+        """The image that a machine runs, by digest; None on one's own machine. Raises AttemptFailed."""
+        ...
+
+    def launch(self, job: TrainingJob, offer: Offer) -> Handle:
+        """Start the job's attempt. Returns as soon as the machine is asked for. Raises AttemptFailed
+        (NO_CAPACITY: another offer may do) with no machine left behind."""
+        ...
+
+    def find(self, prefix: str) -> Handle | None:
+        """The live machine of an attempt at the stage under that prefix which is not over, or None."""
         ...
 
     def alive(self, handle: Handle) -> bool:
-        """Whether the machine of the attempt still runs."""
+        """Whether the machine of the attempt still runs, as far as is known."""
+        ...
+
+    def trouble(self, handle: Handle) -> str | None:
+        """Why a machine that has not come up yet never will; None where nothing says so."""
         ...
 
     def last_words(self, handle: Handle) -> str:
         """What an ended machine left to say, outside of the event stream, once; may be empty."""
         ...
 
-    def terminate(self, handle: Handle) -> None:
+    def terminate(self, handle: Handle, outcome: str = "") -> None:
         """Return only when the machine is gone. Raises TimeoutError when it will not go."""
         ...

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 
-from dagster_nanochat.launch.base import Handle, Offer, Request
+from dagster_nanochat.launch.base import Handle, Offer, Patience, Request
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.machine import this_machine, usable_cores
 from nanochat.recipes import Hardware
 from nanochat.store import ObjectStore
 from nanochat.store.leases import machine_name, read_lease
 from nanochat.supervisor import STOP_GRACE_S, stop_process_tree, training_environment
-from nanochat.training.job import JobHardware, TrainingJob
+from nanochat.training.job import JobHardware, Rented, TrainingJob
 
 PROCESSES_ENV = "NANOCHAT_PROCESSES"
 THREADS_ENV = "NANOCHAT_THREADS"
@@ -45,12 +45,14 @@ class LocalLauncher:
     """Runs attempts on this machine for nothing an hour."""
 
     name = "local"
+    max_machines = 1
+    patience: Patience | None = None
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def offers(self, request: Request) -> list[Offer]:
+    def offers(self, request: Request, flops: float | None = None) -> list[Offer]:
         machine = this_machine()
         return [
             Offer(
@@ -60,7 +62,7 @@ class LocalLauncher:
             )
         ]
 
-    def hardware(self, wanted: Hardware) -> JobHardware:
+    def hardware(self, wanted: Hardware, offer: Offer) -> JobHardware:
         """One process a GPU, or one for the CPU; the cores are shared out among them. Raises
         AttemptFailed for a setting that is no number."""
         processes = _setting(PROCESSES_ENV, default=this_machine().processes(wanted.gpus))
@@ -69,6 +71,16 @@ class LocalLauncher:
             threads=_setting(THREADS_ENV, default=max(1, usable_cores() // processes)),
             device_batch_rows=wanted.device_batch_rows,
         )
+
+    def slots(self) -> list[str]:
+        """One training at a time on this machine."""
+        return [f"slots/{machine_name()}/0.json"]
+
+    def rent(self, offer: Offer, max_usd: float) -> Rented | None:
+        return None
+
+    def image(self) -> str | None:
+        return None
 
     def launch(self, job: TrainingJob, offer: Offer) -> Handle:
         key = f"{job.attempt_prefix}/job.json"
@@ -86,11 +98,11 @@ class LocalLauncher:
         self._children[job.token] = process
         return Handle(launcher=self.name, token=job.token, id=str(process.pid))
 
-    def find(self, token: str, prefix: str) -> Handle | None:
+    def find(self, prefix: str) -> Handle | None:
         lease = read_lease(self._store, f"{prefix}/lease.json")
-        if lease is None or lease.token != token or lease.host != machine_name():
+        if lease is None or lease.host != machine_name():
             return None
-        handle = Handle(launcher=self.name, token=token, id=str(lease.pid))
+        handle = Handle(launcher=self.name, token=lease.token, id=str(lease.pid))
         return handle if self.alive(handle) else None
 
     def alive(self, handle: Handle) -> bool:
@@ -103,6 +115,9 @@ class LocalLauncher:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
+    def trouble(self, handle: Handle) -> str | None:
+        return None
+
     def last_words(self, handle: Handle) -> str:
         """What an ended supervisor wrote to its standard error. The caller tells it; it is kept no longer."""
         path = _log_path(handle.token)
@@ -113,7 +128,7 @@ class LocalLauncher:
         path.unlink(missing_ok=True)
         return words
 
-    def terminate(self, handle: Handle) -> None:
+    def terminate(self, handle: Handle, outcome: str = "") -> None:
         if self.alive(handle):
             # The supervisor gives its training STOP_GRACE_S, and reports what came of it.
             stop_process_tree(int(handle.id), grace_s=STOP_GRACE_S + 15)

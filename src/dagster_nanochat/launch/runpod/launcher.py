@@ -1,0 +1,455 @@
+"""The RunPod launcher: an attempt on a rented pod, asked for once and given back for certain.
+
+A pod is named after its attempt, and the ledger of the store has an entry for it before it is asked
+for: so whoever finds a pod knows whose it is, and a pod that is in no ledger of this store is left
+alone. RunPod's word that a pod runs says nothing (runpod.md, section 2), so what is relied on is that
+its supervisor renews the attempt's lease; RunPod is asked now and then whether the pod is still there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+
+from dagster_nanochat.launch.base import Handle, Offer, Patience, Request
+from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, variable
+from dagster_nanochat.launch.runpod.errors import (
+    Forbidden,
+    InsufficientBalance,
+    Invalid,
+    MaybeCreated,
+    NoCapacity,
+    NotFound,
+    RateLimited,
+    RuleViolation,
+    RunPodError,
+    Unauthorized,
+    Unavailable,
+)
+from dagster_nanochat.launch.runpod.models import (
+    GpuRequest,
+    Mounts,
+    PersistentMount,
+    Pod,
+    PodRequest,
+    PodStatus,
+)
+from dagster_nanochat.launch.runpod.offers import RunPodOffer, find_offers
+from nanochat import pod as in_pod
+from nanochat.events import EventStream
+from nanochat.failures import AttemptFailed, Failure
+from nanochat.recipes import Hardware, Recipe, parameters
+from nanochat.store import ObjectStore
+from nanochat.store.layout import attempt_prefix
+from nanochat.store.leases import machine_name, utc_now
+from nanochat.store.ledger import LedgerEntry, close_entry, read_entry, user_name, write_entry
+from nanochat.training.job import JobHardware, Rented, TrainingJob
+
+MAX_PODS_ENV = "NANOCHAT_RUNPOD_MAX_PODS"
+DEFAULT_MAX_PODS = 4
+MAX_MACHINES = 4
+# A large image takes minutes to pull, and says nothing meanwhile.
+PATIENCE = Patience(ready_s=1200.0, silent_s=120.0, capacity_s=3600.0)
+CONSOLE_URL = "https://console.runpod.io/pods?id={}"
+# Threads of a training process for what the CPU does beside a GPU.
+THREADS = 8
+
+# Kept as secrets at RunPod under these names; a pod is told no credential in plain words.
+STORE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+# Of these, the ones that are set where the launcher runs.
+OTHER_SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
+_PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+
+_NAME = re.compile(r"nanochat-.*?(?P<token>\d{8}T\d{6}-[0-9a-f]{8})")
+_DEAD = (PodStatus.EXITED, PodStatus.ERROR, PodStatus.TERMINATED)
+# What the host's log says of a container that will never start here (runpod.md, sections 2 and 6).
+_HOPELESS = re.compile(
+    r"failed to pull image|image pull: .*(not found|denied|unauthorized)|error starting container"
+    r"|cannot be mapped to a host ID|layer does not exist",
+    re.IGNORECASE,
+)
+_LOOK_EVERY_S = 20.0
+_LIST_EVERY_S = 5.0
+_CREATIONS = 3
+# A pod whose creation was answered with an error appears in the list a little later.
+_LOOK_FOR_LOST_S = (1.0, 2.0, 4.0, 8.0)
+_GONE_WITHIN_S = 120.0
+# What a machine may need beyond its deadline: to start, and to end itself.
+_LIFETIME_MARGIN_S = 1800.0
+
+
+class RunPodLauncher:
+    """Runs attempts on pods. Raises AttemptFailed where RunPod or the settings do not let it."""
+
+    name = "runpod"
+    max_machines = MAX_MACHINES
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        client: RunPodClient,
+        settings: RunPodSettings,
+        *,
+        image: str | None,
+        patience: Patience = PATIENCE,
+        environment: Mapping[str, str] = os.environ,
+        max_pods: int = DEFAULT_MAX_PODS,
+        look_every_s: float = _LOOK_EVERY_S,
+    ) -> None:
+        """image: reference with digest, where the settings name none."""
+        self._store = store
+        self._client = client
+        self._settings = settings
+        self._image = settings.image_name or image
+        self.patience: Patience | None = patience
+        self._environment = environment
+        self._max_pods = max_pods
+        self._look_every_s = look_every_s
+        self._listed: tuple[float, list[Pod]] = (-math.inf, [])
+        self._looked: dict[str, tuple[float, bool]] = {}
+
+    # ----------------------------------------------------------------------------------------------
+    # Before money
+
+    def offers(self, request: Request, flops: float | None = None) -> list[Offer]:
+        if not self._store.url.startswith("s3://"):
+            raise AttemptFailed(
+                Failure.BAD_REQUEST,
+                f"a pod cannot reach the store {self._store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
+            )
+        try:
+            return list(find_offers(self._client, request, self._settings, flops))
+        except RunPodError as error:
+            raise _explained(error) from error
+
+    def hardware(self, wanted: Hardware, offer: Offer) -> JobHardware:
+        assert isinstance(offer, RunPodOffer)
+        return JobHardware(
+            processes=offer.gpu_count,
+            threads=THREADS,
+            device_batch_rows=wanted.device_batch_rows,
+        )
+
+    def slots(self) -> list[str]:
+        return [f"slots/runpod/{number}.json" for number in range(self._max_pods)]
+
+    def rent(self, offer: Offer, max_usd: float) -> Rented | None:
+        assert isinstance(offer, RunPodOffer)
+        limits = (max_usd, self._settings.max_usd)
+        return Rented(
+            provider=self.name,
+            offer=offer.name,
+            usd_per_h=offer.price_usd_per_h,
+            rented_at=utc_now(),
+            max_usd=min(limit for limit in limits if limit is not None),
+            gpus=offer.gpu_count,
+            min_gpu_memory_gib=self._settings.min_memory_gib or 0.0,
+            min_cuda=self._settings.min_cuda_version,
+        )
+
+    def image(self) -> str | None:
+        if self._image is None:
+            raise AttemptFailed(
+                Failure.BAD_REQUEST,
+                "no training image is known: materialize nanochat_training_image (it resolves the tag of "
+                f"NANOCHAT_TRAINING_IMAGE to a digest), or set {variable('image_name')}",
+            )
+        return self._image
+
+    # ----------------------------------------------------------------------------------------------
+    # Launching
+
+    def launch(self, job: TrainingJob, offer: Offer) -> Handle:
+        assert isinstance(offer, RunPodOffer)
+        self._require_room()
+        self._require_secrets()
+        request = self._request(job, offer)
+        self._store.put(f"{job.attempt_prefix}/job.json", job.to_bytes())
+        entry = LedgerEntry(
+            token=job.token,
+            provider=self.name,
+            model=job.model,
+            stage=job.stage,
+            prefix=job.prefix,
+            offer=offer.name,
+            usd_per_h=offer.price_usd_per_h,
+            user=user_name(),
+            host=machine_name(),
+            asked_at=utc_now(),
+            deadline_at=utc_now() + timedelta(seconds=job.deadline_s + _LIFETIME_MARGIN_S),
+        )
+        write_entry(self._store, entry)
+        try:
+            pod = self._create(request, job.token)
+            url = CONSOLE_URL.format(pod.id)
+            price = pod.usd_per_h or offer.price_usd_per_h
+            write_entry(
+                self._store,
+                entry.model_copy(update={"machine": pod.id, "url": url, "usd_per_h": price}),
+            )
+        except BaseException as error:
+            # Whatever went wrong, an interrupt too: if there is a pod, nobody else will end it.
+            outcome = error.failure if isinstance(error, AttemptFailed) else Failure.CANCELLED
+            self._end_token(job.token, str(outcome))
+            raise
+        return Handle(launcher=self.name, token=job.token, id=pod.id, url=url)
+
+    def _require_room(self) -> None:
+        """Pods whose orchestrator has died hold no slot any more, and count."""
+        living = [token for token, pod in self._ours() if pod.status not in _DEAD]
+        if len(living) >= self._max_pods:
+            raise AttemptFailed(
+                Failure.NO_CAPACITY,
+                f"{len(living)} pods of this store are running, as many as {MAX_PODS_ENV} allows",
+            )
+
+    def _secrets(self) -> list[str]:
+        return [*STORE_SECRETS, *(name for name in OTHER_SECRETS if self._environment.get(name))]
+
+    def _require_secrets(self) -> None:
+        try:
+            there = self._client.secrets()
+        except RunPodError as error:
+            raise _explained(error) from error
+        missing = [name for name in self._secrets() if there is not None and name not in there]
+        if missing:
+            raise AttemptFailed(
+                Failure.BAD_REQUEST,
+                f"RunPod has no secret {', '.join(missing)}: create it in RunPod's console (Settings, "
+                "Secrets) under that name; pods are told no credential in plain words",
+            )
+
+    def _request(self, job: TrainingJob, offer: RunPodOffer) -> PodRequest:
+        shards = sum(file.size_bytes for file in job.shards)
+        settings = self._settings
+        disk = settings.container_disk_gb or disk_gb(shards, _parameters(job.recipe))
+        volume = settings.volume_disk_gb
+        ram = settings.min_ram_gib
+        assert job.image is not None
+        return PodRequest(
+            name=f"nanochat-{job.model}-{job.stage}-{job.token}",
+            image=job.image,
+            env=self._pod_environment(job),
+            disk=disk,
+            mounts=Mounts(persistent=PersistentMount(size=volume, path="/workspace")) if volume else None,
+            data_center_ids=offer.data_center_ids or None,
+            gpu=GpuRequest(
+                id=offer.gpu_type_id,
+                count=offer.gpu_count,
+                min_cuda_version=settings.min_cuda_version,
+                min_ram_per_gpu=None if ram is None else max(1, round(ram / offer.gpu_count)),
+            ),
+            cloud=offer.cloud,
+        )
+
+    def _pod_environment(self, job: TrainingJob) -> dict[str, str]:
+        pod = f"{self._client.base_url}/pods/${{RUNPOD_POD_ID}}"
+        key = "RUNPOD_API_KEY"  # in a pod, a key that RunPod made for it alone
+        end = [
+            in_pod.EndRequest(method="DELETE", url=pod, bearer=key),
+            in_pod.EndRequest(method="POST", url=f"{pod}/action", body={"action": "terminate"}, bearer=key),
+        ]
+        return {
+            **{name: self._environment[name] for name in _PASSED_ON if self._environment.get(name)},
+            **{name: f"{{{{ RUNPOD_SECRET_{name} }}}}" for name in self._secrets()},
+            **self._settings.env_variables,
+            in_pod.STORE_ENV: self._store.url,
+            in_pod.JOB_ENV: f"{job.attempt_prefix}/job.json",
+            in_pod.END_ENV: in_pod.encode_end(end),
+            in_pod.MACHINE_ENV: "RUNPOD_POD_ID",
+            in_pod.LIFETIME_ENV: f"{job.deadline_s + _LIFETIME_MARGIN_S:.0f}",
+        }
+
+    def _create(self, request: PodRequest, token: str) -> Pod:
+        """One pod of that token. Raises AttemptFailed."""
+        doubt: RunPodError | None = None
+        for _ in range(_CREATIONS):
+            try:
+                return self._client.create_pod(request)
+            except MaybeCreated as error:
+                doubt = error
+                found = self._look_for(token)
+                if found is not None:
+                    return found
+            except RunPodError as error:
+                raise _explained(error) from error
+        assert doubt is not None
+        raise AttemptFailed(Failure.NO_CAPACITY, str(doubt)) from doubt
+
+    def _look_for(self, token: str) -> Pod | None:
+        for pause_s in _LOOK_FOR_LOST_S:
+            time.sleep(pause_s)
+            for pod in self._pods_of(token):
+                return pod
+        return None
+
+    # ----------------------------------------------------------------------------------------------
+    # Finding
+
+    def find(self, prefix: str) -> Handle | None:
+        found = None
+        for token, pod in self._ours():
+            entry = read_entry(self._store, token)
+            if entry is None or entry.prefix != prefix:
+                continue
+            handle = Handle(launcher=self.name, token=token, id=pod.id, url=CONSOLE_URL.format(pod.id))
+            if pod.status in _DEAD or self._is_over(prefix, token):
+                self.terminate(handle, entry.outcome)
+            elif entry.machine in (None, pod.id):
+                found = handle
+        return found
+
+    def _is_over(self, prefix: str, token: str) -> bool:
+        told = EventStream(self._store, f"{attempt_prefix(prefix, token)}/events.jsonl").all()
+        return any(event["type"] in ("finished", "failed") for event in told)
+
+    def _ours(self) -> Iterator[tuple[str, Pod]]:
+        """Every pod that is in this store's ledger, with its token. Raises AttemptFailed."""
+        if time.monotonic() - self._listed[0] >= _LIST_EVERY_S:
+            try:
+                self._listed = (time.monotonic(), self._client.list_pods())
+            except RunPodError as error:
+                raise _explained(error) from error
+        for pod in self._listed[1]:
+            token = pod_token(pod)
+            if token and read_entry(self._store, token):
+                yield token, pod
+
+    def _pods_of(self, token: str) -> list[Pod]:
+        """Raises RunPodError."""
+        return [pod for pod in self._client.list_pods() if pod_token(pod) == token]
+
+    def alive(self, handle: Handle) -> bool:
+        looked_at, alive = self._looked.get(handle.token, (None, True))
+        if looked_at is None or time.monotonic() - looked_at >= self._look_every_s:
+            try:
+                pod = self._client.get_pod(handle.id)
+                alive = pod is not None and pod.status not in _DEAD
+            except RunPodError:
+                pass  # the lease tells more: RunPod may be away while the pod works
+            self._looked[handle.token] = (time.monotonic(), alive)
+        return alive
+
+    def trouble(self, handle: Handle) -> str | None:
+        try:
+            lines = self._client.pod_logs(handle.id, source="system", tail=50, max_seconds=4.0)
+        except RunPodError:
+            return None  # nothing known
+        return next((line for line in reversed(lines) if _HOPELESS.search(line)), None)
+
+    def last_words(self, handle: Handle) -> str:
+        try:
+            lines = self._client.pod_logs(handle.id, source="container", tail=20, max_seconds=6.0)
+        except NotFound:
+            return "the pod is gone, and its log with it"
+        except RunPodError as error:
+            return f"its log cannot be read: {error}"
+        return "The pod's last lines:\n" + "\n".join(lines) if lines else ""
+
+    # ----------------------------------------------------------------------------------------------
+    # Ending
+
+    def terminate(self, handle: Handle, outcome: str = "") -> None:
+        self._end_token(handle.token, outcome, handle.id)
+
+    def _end_token(self, token: str, outcome: str, pod_id: str | None = None) -> None:
+        """End every pod of the attempt, see them gone, and close its entry. Raises TimeoutError."""
+        end_pods(self._client, self._store, token, outcome, [pod_id] if pod_id else [])
+
+
+def pod_token(pod: Pod) -> str | None:
+    """The attempt that a pod is named after, if it is one of ours."""
+    found = _NAME.fullmatch(pod.name)
+    return found["token"] if found else None
+
+
+def end_pods(
+    client: RunPodClient, store: ObjectStore, token: str, outcome: str, known: Iterable[str] = ()
+) -> None:
+    """End every pod of an attempt, `known` and whatever else has its token, and see that they are gone.
+
+    Then the attempt's entry in the ledger is closed, with what twins of its machine have cost. Raises
+    TimeoutError that says how to end by hand what will not go.
+    """
+    deadline = time.monotonic() + _GONE_WITHIN_S
+    seen: dict[str, Pod] = {}
+    waiting = set(known)
+    pause_s = 0.5
+    problem: RunPodError | None = None
+    while True:
+        try:
+            living = {pod.id: pod for pod in client.list_pods() if pod_token(pod) == token}
+            seen |= living
+            waiting |= living.keys()
+            for pod_id in sorted(waiting):
+                if client.get_pod(pod_id) is None:
+                    waiting.remove(pod_id)
+                else:
+                    client.delete_pod(pod_id)
+            if not waiting:
+                break
+        except RunPodError as error:
+            problem = error
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"pod {', '.join(sorted(waiting)) or token} of attempt {token} will not end"
+                f"{f' ({problem})' if problem else ''}: end it in RunPod's console "
+                f"({CONSOLE_URL.format(next(iter(waiting), ''))}) or with `nanochat pods sweep`, else it "
+                "costs on"
+            )
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 5.0)
+    _close(store, token, outcome, seen)
+
+
+def _close(store: ObjectStore, token: str, outcome: str, ended: Mapping[str, Pod]) -> None:
+    """Close the attempt's entry. ended: the pods that it turned out to have had."""
+    entry = read_entry(store, token)
+    if entry is not None and entry.open:
+        machine = entry.machine or next(iter(ended), None)
+        twins_usd = sum(_cost_so_far(pod) for pod_id, pod in ended.items() if pod_id != machine)
+        known = {"machine": machine, "twins_usd": entry.twins_usd + twins_usd}
+        write_entry(store, entry.model_copy(update=known))
+        close_entry(store, token, outcome)
+
+
+def _cost_so_far(pod: Pod) -> float:
+    if pod.created_at is None:
+        return 0.0
+    return max(0.0, (utc_now() - pod.created_at).total_seconds()) * (pod.usd_per_h or 0.0) / 3600
+
+
+def _parameters(recipe: Recipe) -> int:
+    return parameters(recipe.model, recipe.tokenizer.vocab_size)
+
+
+def _explained(error: RunPodError) -> AttemptFailed:
+    """The failure's word for what RunPod has refused."""
+    failures: dict[type[RunPodError], Failure] = {
+        Unauthorized: Failure.BAD_REQUEST,
+        Invalid: Failure.BAD_REQUEST,
+        InsufficientBalance: Failure.BUDGET,
+        # Another candidate may do, or the same one later.
+        NoCapacity: Failure.NO_CAPACITY,
+        RuleViolation: Failure.NO_CAPACITY,
+        Forbidden: Failure.NO_CAPACITY,
+        RateLimited: Failure.NO_CAPACITY,
+        Unavailable: Failure.NO_CAPACITY,
+    }
+    failure = next((word for kind, word in failures.items() if isinstance(error, kind)), Failure.FAILED)
+    return AttemptFailed(failure, str(error))
+
+
+def max_pods(environment: Mapping[str, str] = os.environ) -> int:
+    """The limit of simultaneous pods. Raises AttemptFailed for what is no number above 0."""
+    text = environment.get(MAX_PODS_ENV, "")
+    if not text:
+        return DEFAULT_MAX_PODS
+    if not text.isdecimal() or int(text) == 0:
+        raise AttemptFailed(Failure.BAD_REQUEST, f"{MAX_PODS_ENV}={text!r} is not a number above 0")
+    return int(text)
