@@ -1,0 +1,172 @@
+"""The emulator as a test holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from emulators.runpod.catalog import Catalog
+from emulators.runpod.control import Control
+from emulators.runpod.door import Door
+from emulators.runpod.faults import Fault
+from emulators.runpod.platform import Network, Platform
+from emulators.runpod.pods import PodTruth
+from emulators.runpod.registry import ImageRegistry
+from emulators.runpod.settings import Image, Settings, find_spec
+from emulators.runpod.validation import Contract
+
+
+class FaultOrders:
+    """`add` lets a fault strike; see `faults.Fault` for the kinds and what narrows them."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def add(self, kind: str, **fields: Any) -> str:
+        """Returns the fault's id. Raises pydantic's ValidationError."""
+        return self._platform.fault(Fault.model_validate({"kind": kind, **fields}))
+
+    def clear(self, id: str | None = None) -> None:
+        """Forget one, or all. What a pod suffers already stays."""
+        self._platform.faults.clear(id)
+
+    def hits(self, id: str) -> int:
+        return self._platform.faults.hits(id)
+
+
+class Emulator:
+    """A running emulator.
+
+    url: what stands for https://api.runpod.io/v2. api_key: the account's key. registry_url: an image
+    registry (`registry.publish`); `control_url`: see `control.Control`.
+    """
+
+    def __init__(
+        self, *, images: Mapping[str, Image], state_dir: Path, settings: Settings, spec: Path | None,
+        network: Network | None, port: int = 0,
+    ) -> None:  # fmt: skip
+        self._platform = Platform(images=images, state_dir=state_dir, settings=settings, network=network)
+        self.registry = ImageRegistry()
+        self.faults = FaultOrders(self._platform)
+        self._door = Door(self._platform, Contract(spec) if spec is not None else None)
+        control = Control(self._platform, self._door, self.registry)
+        applications = [self._door, control.app(), self.registry.app()]
+        sockets = [_listening(port), _listening(), _listening()]
+        self.url, self.control_url, self.registry_url = (
+            f"http://127.0.0.1:{bound.getsockname()[1]}" for bound in sockets
+        )
+        self.url += "/v2"
+        self._platform.api_url = self.url
+        self._servers = [
+            uvicorn.Server(
+                uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=0, lifespan="off")
+            )
+            for application in applications
+        ]
+        self._thread = threading.Thread(target=self._serve, args=(sockets,), name="runpod-emulator")
+        self._thread.start()
+
+    @property
+    def api_key(self) -> str:
+        return self._platform.api_key
+
+    @property
+    def settings(self) -> Settings:
+        return self._platform.settings
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._platform.catalog
+
+    @property
+    def images(self) -> dict[str, Image]:
+        """From a pattern of image references to how they run; may be changed."""
+        return self._platform.images
+
+    @property
+    def violations(self) -> list[str]:
+        """Answers of the emulator that its contract does not allow: mistakes of the emulator."""
+        return self._door.violations
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """Every request to the API so far, oldest first."""
+        return self._door.requests
+
+    def pods(self) -> list[PodTruth]:
+        """Every pod there ever was, oldest first."""
+        return [pod.truth() for pod in list(self._platform.pods.values())]
+
+    def logs(self, id: str) -> list[str]:
+        """What a pod has said so far, its system lines included."""
+        return [line.text for line in self._platform.pods[id].logs.after(0)]
+
+    def set_secret(self, name: str, value: str) -> None:
+        self._platform.set_secret(name, value)
+
+    def pod_key(self, id: str) -> str:
+        return self._platform.pods[id].api_key
+
+    def thaw(self, id: str) -> None:
+        """Let a frozen pod go on."""
+        self._platform.pods[id].thaw()
+
+    def close(self) -> None:
+        """End all pods and the servers. Returns when nothing of them is left."""
+        self._platform.close()
+        for server in self._servers:
+            server.should_exit = True
+        self._thread.join()
+
+    def _serve(self, sockets: list[socket.socket]) -> None:
+        async def serve_all() -> None:
+            await asyncio.gather(
+                *(server.serve(sockets=[bound]) for server, bound in zip(self._servers, sockets, strict=True))
+            )
+
+        asyncio.run(serve_all())
+
+
+@contextlib.contextmanager
+def serve(
+    *,
+    state_dir: Path,
+    images: Mapping[str, Image] | None = None,
+    spec: Path | None = None,
+    settings: Settings | None = None,
+    network: Network | None = None,
+    port: int = 0,
+) -> Iterator[Emulator]:
+    """Run the emulator until the block ends.
+
+    images: from patterns (as file names have them) of image references to how they run; without it every
+    image is the training image, run from this checkout. spec: RunPod's OpenAPI file, looked for where
+    `settings.find_spec` says; without the file nothing is validated. network: a proxy to the S3 server.
+    """
+    emulator = Emulator(
+        images={"*": Image()} if images is None else images,
+        state_dir=state_dir,
+        settings=settings or Settings(),
+        spec=spec or find_spec(),
+        network=network,
+        port=port,
+    )
+    try:
+        yield emulator
+    finally:
+        emulator.close()
+
+
+def _listening(port: int = 0) -> socket.socket:
+    """From here on clients wait for an answer instead of being refused."""
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", port))
+    server.listen(128)
+    return server

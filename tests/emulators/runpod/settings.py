@@ -1,0 +1,52 @@
+"""What may be set about the emulated platform, at the start or while it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SPEC_ENV = "NANOCHAT_RUNPOD_SPEC"
+
+
+class Image(BaseModel):
+    """How containers of an image run on this machine: `entrypoint` as it is, or in the local image
+    `buildah` with that image's own entry point (needs buildah)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entrypoint: tuple[str, ...] = (sys.executable, "-m", "nanochat.pod")
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    buildah: str | None = None
+
+
+class Settings(BaseModel):
+    """Times in seconds. mode: `instant` says RUNNING from the first answer on, as was seen on the real
+    platform; `phased` goes through PROVISIONING and STARTING, as its documents say.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    mode: Literal["instant", "phased"] = "instant"
+    provisioning_s: float = Field(default=0.1, ge=0, description="PROVISIONING lasts this long (phased)")
+    pull_s: float = Field(default=0.1, ge=0, description="from the placement to the container's start")
+    runtime_null_s: float = Field(default=0.0, ge=0, description="`runtime` stays null after that start")
+    restart_delay_s: float = Field(default=0.3, ge=0, description="from a container's exit to its restart")
+    stop_grace_s: float = Field(default=0.5, ge=0, description="from SIGTERM to SIGKILL")
+    clock_speed: float = Field(default=1.0, gt=0, description="seconds that are billed for a second")
+    balance_usd: float | None = Field(default=None, description="None: as much as is needed")
+    quota_per_minute: int = Field(default=6_000, ge=1)
+    quota_per_hour: int = Field(default=300_000, ge=1)
+    quota_per_day: int = Field(default=5_000_000, ge=1)
+
+
+def find_spec() -> Path | None:
+    """RunPod's OpenAPI file: where NANOCHAT_RUNPOD_SPEC says, else in `shared` beside the checkout."""
+    named = os.environ.get(SPEC_ENV)
+    path = Path(named) if named else REPOSITORY.parent / "shared/reference/runpod-rest-v2-openapi.json"
+    return path if path.is_file() else None
