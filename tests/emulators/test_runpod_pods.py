@@ -225,20 +225,25 @@ def test_a_clusters_members_know_their_ranks_and_are_managed_together(runpod):
     assert api("GET", f"/clusters/{cluster}").status_code == 404
 
 
+_EMULATOR = """
+import pathlib, sys, time
+from emulators.runpod import Image, serve
+from emulators.runpod.client import Api
+
+images = {"*": Image(entrypoint=("sleep", "600"))}
+with serve(state_dir=pathlib.Path(sys.argv[1]), images=images) as emulator:
+    Api(emulator).create()
+    while not emulator.pods()[0].process_ids:
+        time.sleep(0.02)
+    print(emulator.pods()[0].process_ids[0], flush=True)
+    time.sleep(600)
+"""
+
+
 def test_nothing_outlives_an_emulator_that_is_killed(tmp_path: Path):
-    program = (
-        "import sys, time, pathlib;"
-        "from emulators.runpod import serve, Image; import httpx;"
-        "e = serve(state_dir=pathlib.Path(sys.argv[1]), images={'*': Image(entrypoint=('sleep', '600'))})"
-        ".__enter__();"
-        "c = httpx.Client(base_url=e.url, headers={'Authorization': 'Bearer ' + e.api_key}, trust_env=False);"
-        "c.post('/pods', json={'name': 'a', 'image': 'i', 'gpu': {'id': 'NVIDIA L40S'}}).raise_for_status();"
-        "[time.sleep(.02) for _ in iter(lambda: bool(e.pods()[0].process_ids), True)];"
-        "print(e.pods()[0].process_ids[0], flush=True); time.sleep(600)"
-    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", _EMULATOR, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
