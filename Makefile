@@ -33,11 +33,12 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: help setup environment quickstart test check format lock graph clean
+.PHONY: help setup environment quickstart test emulator check format lock graph clean
 
 help:
 	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
 	@echo "make test         set up, run every test"
+	@echo "make emulator     set up, serve an emulated RunPod with an S3 server beside it"
 	@echo "make check        set up, check format, style, types, package arrows and the Rust crate"
 	@echo "make setup        .tools (uv), .venv (Python packages, Rust build), .env"
 	@echo "make format       format Python and Rust"
@@ -108,6 +109,9 @@ test: setup
 	@if command -v cargo > /dev/null; then cargo test --quiet --manifest-path rustbpe/Cargo.toml; \
 	else echo "Rust is not installed: the crate's own tests are skipped"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+emulator: setup
+	@PYTHONPATH=$(CURDIR)/tests exec $(BIN)/python -m emulators.runpod
 
 # `make -k check` goes on after the first that fails.
 CHECKS := check-format check-style check-types check-arrows check-shell check-rust

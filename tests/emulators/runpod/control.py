@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+_WRONG = (KeyError, TypeError, ValueError)
+
 
 class Control:
     def __init__(self, platform: Platform, door: Door, registry: ImageRegistry) -> None:
@@ -27,6 +29,7 @@ class Control:
             routes=[
                 Route("/faults", self.faults, methods=["GET", "POST", "DELETE"]),
                 Route("/faults/{id}", self.clear_fault, methods=["DELETE"]),
+                Route("/s3/faults", self.s3_faults, methods=["POST", "DELETE"]),
                 Route("/settings", self.settings, methods=["GET", "PATCH"]),
                 Route("/prices", self.prices, methods=["PUT"]),
                 Route("/stock", self.stock, methods=["PUT"]),
@@ -35,7 +38,7 @@ class Control:
                 Route("/requests", self.requests),
                 Route("/violations", self.violations),
             ],
-            exception_handlers={ValidationError: _invalid, KeyError: _unknown, ValueError: _unknown},
+            exception_handlers={ValidationError: _invalid, **dict.fromkeys(_WRONG, _unknown)},
         )
 
     async def faults(self, request: Request) -> Response:
@@ -50,6 +53,16 @@ class Control:
     async def clear_fault(self, request: Request) -> Response:
         self._platform.faults.clear(request.path_params["id"])
         return JSONResponse(self._platform.faults.listed())
+
+    async def s3_faults(self, request: Request) -> Response:
+        """POST {"kind": "status", "match": "PUT", "status": 503, "times": 3}; see the proxy's faults."""
+        if self._platform.network is None:
+            raise ValueError("the emulator was started without an S3 proxy")
+        if request.method == "POST":
+            self._platform.network.add(**await request.json())
+            return Response(status_code=201)
+        self._platform.network.clear()
+        return Response(status_code=204)
 
     async def settings(self, request: Request) -> Response:
         """PATCH {"mode": "phased", "clock_speed": 3600}; see Settings."""

@@ -165,7 +165,8 @@ def serve(
 
 def _listening(port: int = 0) -> socket.socket:
     """From here on clients wait for an answer instead of being refused."""
-    server = socket.socket()
+    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY).
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind(("127.0.0.1", port))
     server.listen(128)

@@ -41,6 +41,10 @@ class Network(Protocol):
 
     def block(self, name: str) -> None: ...
 
+    def add(self, kind: str, **fields: Any) -> Any: ...
+
+    def clear(self) -> None: ...
+
 
 @dataclasses.dataclass(kw_only=True)
 class Cluster:
@@ -84,7 +88,7 @@ class Platform:
         self.registries: dict[str, str] = {}
         self.pods: dict[str, Pod] = {}
         self.clusters: dict[str, Cluster] = {}
-        self._network = network
+        self.network = network
         self._state_dir = state_dir
         self._buildah = Buildah()
         self._lock = threading.RLock()
@@ -217,12 +221,11 @@ class Platform:
         assert image is not None
         values = {name: secret["value"] for name, secret in self.secrets.items()}
         asked = with_secrets(pod.request.get("env", {}), values)
-        if self._network is not None:
+        if self.network is not None:
             # A way of its own to the store, so that this pod alone can be cut off.
-            own = f"http://127.0.0.1:{self._network.port_for(pod.id)}"
+            own = f"http://127.0.0.1:{self.network.port_for(pod.id)}"
             asked = {
-                name: own if value.rstrip("/") == self._network.url else value
-                for name, value in asked.items()
+                name: own if value.rstrip("/") == self.network.url else value for name, value in asked.items()
             }
         return {
             **base_environment(pod.container_folder),
@@ -233,9 +236,9 @@ class Platform:
         }
 
     def cut_off(self, pod: Pod) -> None:
-        if self._network is None:
+        if self.network is None:
             raise ValueError("the emulator was started without an S3 proxy: nothing can be cut off")
-        self._network.block(pod.id)
+        self.network.block(pod.id)
 
     def gone(self, pod: Pod) -> None:
         place = pod.placement
