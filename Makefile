@@ -33,15 +33,17 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: help setup environment quickstart test emulator check format lock graph clean
+.PHONY: help setup environment quickstart test test-image emulator check format images lock graph clean
 
 help:
 	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
 	@echo "make test         set up, run every test"
 	@echo "make emulator     set up, serve an emulated RunPod with an S3 server beside it"
-	@echo "make check        set up, check format, style, types, package arrows and the Rust crate"
+	@echo "make test-image   build the training image, push it to a registry on loopback, train in it"
+	@echo "make check        set up, check format, style, types, package arrows, Dockerfiles and the Rust crate"
 	@echo "make setup        .tools (uv), .venv (Python packages, Rust build), .env"
 	@echo "make format       format Python and Rust"
+	@echo "make images       build the training image (IMAGE=registry/name:tag; PUSH=1 pushes it, too)"
 	@echo "make lock         resolve the lock files anew (UPGRADE=--upgrade for newer versions)"
 	@echo "make graph        draw docs/graph.svg from the definitions"
 	@echo "make clean        remove environment and caches; models, data and history stay"
@@ -113,8 +115,12 @@ test: setup
 emulator: setup
 	@PYTHONPATH=$(CURDIR)/tests exec $(BIN)/python -m emulators.runpod
 
+# Not among the others: it writes some 20 GB, all of it temporary, for minutes.
+test-image: setup
+	TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_training_image.py
+
 # `make -k check` goes on after the first that fails.
-CHECKS := check-format check-style check-types check-arrows check-shell check-rust
+CHECKS := check-format check-style check-types check-arrows check-shell check-images check-rust
 .PHONY: $(CHECKS)
 
 check: $(CHECKS)
@@ -136,6 +142,9 @@ check-arrows:
 check-shell:
 	bash -n .ci/run
 
+check-images:
+	$(BIN)/hadolint $(wildcard Dockerfile*)
+
 check-rust:
 	@if command -v cargo > /dev/null; then set -ex; \
 	  cargo fmt --manifest-path rustbpe/Cargo.toml --check; \
@@ -147,6 +156,30 @@ format: setup
 	$(BIN)/ruff check --fix
 	@if command -v cargo > /dev/null; then cargo fmt --manifest-path rustbpe/Cargo.toml; fi
 
+# -- images ----------------------------------------------------------------------------------------
+
+# Whichever builder is there: BUILDER=podman chooses. BUILD_FLAGS and PUSH_FLAGS are handed to it.
+BUILDER ?= $(shell if docker buildx version > /dev/null 2>&1; then echo docker; \
+  elif command -v podman > /dev/null; then echo podman; elif command -v buildah > /dev/null; then echo buildah; fi)
+REVISION = $(shell git rev-parse HEAD)$(shell git diff --quiet HEAD || echo +)
+# The platform of the rented machines, whatever this one is.
+IMAGE_FLAGS = --file Dockerfile.training --platform linux/amd64 --tag "$(IMAGE)" \
+  --label org.opencontainers.image.revision=$(REVISION) $(if $(BASE_IMAGE),--build-arg "BASE_IMAGE=$(BASE_IMAGE)") $(BUILD_FLAGS)
+
+# With PUSH=1 the last line printed is the reference by digest.
+images:
+	@[ -n "$(IMAGE)" ] || { echo "Name the image: make images IMAGE=registry.example/team/nanochat:1" >&2; exit 1; }
+	@[ -n "$(BUILDER)" ] || { echo "Images are built by docker buildx, podman or buildah: none of the three is installed" >&2; exit 1; }
+	@set -eo pipefail; told=$$(mktemp); trap 'rm -f "$$told"' EXIT; \
+	if [ "$(BUILDER)" = docker ]; then \
+	  docker buildx build $(IMAGE_FLAGS) $(if $(PUSH),--push $(PUSH_FLAGS) --metadata-file "$$told",--load) .; \
+	else \
+	  $(BUILDER) build --layers $(IMAGE_FLAGS) .; \
+	  $(if $(PUSH),$(BUILDER) push $(PUSH_FLAGS) --digestfile "$$told" "$(IMAGE)";) \
+	fi; \
+	$(if $(PUSH),digest=$$(sed -nE 's/^(.*"containerimage.digest": *")?(sha256:[0-9a-f]{64}).*$$/\2/p' "$$told"); \
+	name="$(IMAGE)"; last="$${name##*/}"; echo "$${name%"$$last"}$${last%%:*}@$$digest")
+
 # -- upkeep ----------------------------------------------------------------------------------------
 
 # The crate in rustbpe/ is installed from the checkout, so it has no pin; what it needs has.
@@ -154,6 +187,7 @@ lock: .tools/made
 	$(COMPILE) --python-version 3.9 --group tools $(UPGRADE) --output-file tools.lock
 	$(COMPILE) --python-version 3.11 --extra dev --no-emit-package rustbpe $(UPGRADE) --output-file requirements.lock pyproject.toml
 	@sed -i.old -e '/^$$/,$$d' requirements.lock && rm requirements.lock.old
+	$(COMPILE) --python-version 3.11 --group training --constraints requirements.lock --output-file requirements-training.lock
 
 graph: setup
 	$(BIN)/python docs/draw_graph.py

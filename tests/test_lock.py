@@ -66,14 +66,15 @@ def project() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-@pytest.fixture(scope="module", params=["requirements.lock", "tools.lock"])
+@pytest.fixture(scope="module", params=["requirements.lock", "requirements-training.lock", "tools.lock"])
 def lock_path(request: pytest.FixtureRequest) -> Path:
     return ROOT / str(request.param)
 
 
 def requirements_of(project: Mapping[str, Any], lock: str) -> list[Requirement]:
-    if lock == "tools.lock":
-        texts = project["dependency-groups"]["tools"]
+    group = {"tools.lock": "tools", "requirements-training.lock": "training"}.get(lock)
+    if group:
+        texts = project["dependency-groups"][group]
     else:
         texts = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
     return [requirement for text in texts if (requirement := Requirement(text)).name not in OWN]
@@ -185,6 +186,20 @@ def test_the_sources_import_what_pyproject_names_and_pyproject_names_nothing_els
         assert provided_by & named, f"{path} imports {module} of {names}: name it in pyproject"
         used |= provided_by
     assert named - used == NOT_IMPORTED, "pyproject names what no source imports"
+
+
+def test_the_training_image_gets_what_nanochat_imports_at_the_versions_that_are_tested(
+    project: dict[str, Any],
+) -> None:
+    providers = metadata.packages_distributions()
+    imported = {
+        COMES_WITH.get(canonicalize_name(name), canonicalize_name(name))
+        for module in imported_modules(ROOT / "src" / "nanochat")
+        for name in providers[module]
+    }
+    assert {canonicalize_name(name) for name in project["dependency-groups"]["training"]} == imported - OWN
+    everything = {(pin.name, pin.version) for pin in read_lock(ROOT / "requirements.lock")}
+    assert {(pin.name, pin.version) for pin in read_lock(ROOT / "requirements-training.lock")} <= everything
 
 
 def imported_modules(folder: Path) -> dict[str, Path]:

@@ -13,11 +13,13 @@ MAX_BYTES = 1_000_000
 
 TOP_LEVEL = {
     ".ci",
+    ".dockerignore",
     ".github",
     ".env.example",
     ".gitignore",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "Dockerfile.training",
     "GUIDE.md",
     "LICENSE",
     "Makefile",
@@ -26,6 +28,7 @@ TOP_LEVEL = {
     "data",
     "docs",
     "pyproject.toml",
+    "requirements-training.lock",
     "requirements.lock",
     "rustbpe",
     "scripts",

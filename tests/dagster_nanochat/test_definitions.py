@@ -19,7 +19,9 @@ started = time.process_time()
 repository = defs().get_repository_def()
 print(json.dumps({
     "seconds": time.process_time() - started,
-    "heavy": sorted({"torch", "numpy", "pyarrow", "matplotlib", "huggingface_hub"} & set(sys.modules)),
+    "heavy": sorted(
+        {"torch", "numpy", "pyarrow", "matplotlib", "huggingface_hub", "httpx"} & set(sys.modules)
+    ),
     "assets": sorted(key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()),
     "jobs": sorted(repository.job_names),
 }))
@@ -55,6 +57,7 @@ def test_the_public_names_are_there(location: dict[str, Any]) -> None:
         "tokenizer_training",
         "model_run_config",
         "base_model_checkpoint",
+        "nanochat_training_image",
         "midtraining_datasets",
         "midtraining_run_config",
         "midtraining_checkpoint",
@@ -74,15 +77,27 @@ def test_the_public_names_are_there(location: dict[str, Any]) -> None:
     } <= set(location["jobs"])
 
 
-def test_every_partitioned_asset_is_by_shard_or_by_model() -> None:
+def test_every_asset_but_the_images_is_by_shard_or_by_model() -> None:
     from dagster_nanochat.definitions import defs
     from dagster_nanochat.partitions import model_partitions, shard_partitions
 
     graph = defs().get_repository_def().asset_graph
-    for key in graph.materializable_asset_keys:
+    for key in graph.materializable_asset_keys - {dg.AssetKey("nanochat_training_image")}:
         assert graph.get(key).partitions_def in (shard_partitions, model_partitions), key
     for key in graph.asset_check_keys:
         assert graph.get(key).partitions_def in (shard_partitions, model_partitions), key
+
+
+def test_no_job_looks_at_the_registry_unasked() -> None:
+    from dagster_nanochat.definitions import defs
+
+    repository = defs().get_repository_def()
+    image = dg.AssetKey("nanochat_training_image")
+    assert all(
+        image not in repository.get_job(name).asset_layer.selected_asset_keys
+        for name in repository.job_names
+        if not name.startswith("__")
+    )
 
 
 def test_a_model_descends_from_its_recipes_shards_alone() -> None:

@@ -27,3 +27,7 @@ def attempt_prefix(stage_prefix: str, token: str) -> str:
 
 def pointer_key(model: str, stage: str) -> str:
     return f"models/{model}/{stage}.json"
+
+
+def image_key(name: str) -> str:
+    return f"images/{name}.json"

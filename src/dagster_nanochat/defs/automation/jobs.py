@@ -5,7 +5,9 @@ import dagster as dg
 from dagster_nanochat.guards import MAX_HOURS_TAG
 from dagster_nanochat.partitions import model_partitions, recipe_book, shard_partitions
 
-_MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.assets("training_files", "shard_word_counts")
+_MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.assets(
+    "training_files", "shard_word_counts", "nanochat_training_image"
+)
 
 # The steps only watch other processes, and the default executor takes 3 s to start each one.
 _EXECUTOR = dg.in_process_executor
