@@ -117,7 +117,7 @@ emulator: setup
 
 # Not among the others: it writes some 20 GB, all of it temporary, for minutes.
 test-image: setup
-	TEST_IMAGE=1 $(BIN)/python -m pytest tests/test_training_image.py
+	TEST_IMAGE=1 $(BIN)/python -m pytest -rP tests/nanochat/training/test_training_image.py
 
 # `make -k check` goes on after the first that fails.
 CHECKS := check-format check-style check-types check-arrows check-shell check-images check-rust
