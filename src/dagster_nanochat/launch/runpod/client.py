@@ -181,16 +181,19 @@ class RunPodClient:
                     response.read()
                     raise self._refused(response, f"GET {path}")
                 begun = True
-                for event in response.iter_lines():
-                    if event.startswith("data:"):
-                        lines.append(self._redacted(_log_line(event.removeprefix("data:").strip())))
+                unfinished = ""
+                for text in response.iter_text():
+                    *events, unfinished = (unfinished + text).split("\n")
+                    lines += [
+                        self._redacted(_log_line(event)) for event in events if event.startswith("data:")
+                    ]
                     if len(lines) >= tail or self._clock() > end:
                         break
         except httpx.RequestError as error:
             # Silence is how a stream ends, and may be all there is of it; so is breaking off, once it began.
             if not (begun or isinstance(error, httpx.ReadTimeout)):
                 raise self._unreachable(error, f"GET {path}") from error
-        return lines
+        return lines[:tail]
 
     # ----------------------------------------------------------------------------------------------
     # Clusters
@@ -419,8 +422,9 @@ def _exhausted_s(header: str) -> list[float]:
     return waits
 
 
-def _log_line(data: str) -> str:
-    """The line of an event's JSON, or the data as they are where they are something else."""
+def _log_line(event: str) -> str:
+    """The line of an event's JSON, or its data as they are where they are something else."""
+    data = event.removeprefix("data:").strip()
     try:
         return str(json.loads(data)["line"])
     except (ValueError, KeyError, TypeError):

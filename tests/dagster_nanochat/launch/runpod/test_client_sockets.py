@@ -141,18 +141,23 @@ def _break_off(request: BaseHTTPRequestHandler) -> None:
     _drop(request)
 
 
-def _talk_on(request: BaseHTTPRequestHandler) -> None:
-    end = time.monotonic() + 3.0
-    try:
-        while time.monotonic() < end:
-            request.wfile.write(b": ping\n\n")
-            request.wfile.flush()
-            time.sleep(0.02)
-    except OSError:  # the client has heard enough
-        return
+def _go_on_with(text: bytes) -> Behaviour:
+    def behave(request: BaseHTTPRequestHandler) -> None:
+        end = time.monotonic() + 3.0
+        try:
+            while time.monotonic() < end:
+                request.wfile.write(text)
+                request.wfile.flush()
+                time.sleep(0.02)
+        except OSError:  # the client has heard enough
+            return
+
+    return behave
 
 
-@pytest.mark.parametrize("then", [_go_quiet, _break_off, _talk_on])
+@pytest.mark.parametrize(
+    "then", [_go_quiet, _break_off, _go_on_with(b": ping\n\n"), _go_on_with(b"a line without an end")]
+)
 def test_a_log_has_the_lines_so_far_however_the_stream_goes_on(server: Server, then: Behaviour) -> None:
     server.behaviour = _stream(
         _event("step 1"), ": ping\n\n", _event("step 2"), "data: no JSON\n\n", then=then
