@@ -17,6 +17,11 @@ def register(app: typer.Typer) -> None:
     app.command()(logs)
     app.command()(cancel)
     app.command()(doctor)
+    pods = typer.Typer(help="Look at what is rented at RunPod, and end it.", no_args_is_help=True)
+    pods.command("ls")(pods_ls)
+    pods.command("rm")(pods_rm)
+    pods.command("sweep")(pods_sweep)
+    app.add_typer(pods, name="pods")
 
 
 def quickstart(
@@ -37,11 +42,12 @@ def quickstart(
 def plan(
     model: Annotated[str, typer.Option(help="Which model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    offers: Annotated[bool, typer.Option("--offers", help="Ask RunPod what it would cost there.")] = False,
 ) -> None:
     """Show what every stage of a model will take, and whether it is fresh."""
     from dagster_nanochat.reporting import print_plan
 
-    _exit(lambda: print_plan(model, as_json=as_json))
+    _exit(lambda: print_plan(model, as_json=as_json, offers=offers))
 
 
 def status(
@@ -73,6 +79,29 @@ def cancel(
     from dagster_nanochat.attempts import cancel_attempt
 
     _exit(lambda: cancel_attempt(model, stage))
+
+
+def pods_ls() -> None:
+    """List this store's pods, with what they cost and whether anybody needs them."""
+    from dagster_nanochat.pods import list_pods
+
+    _exit(list_pods)
+
+
+def pods_rm(
+    pod: Annotated[str, typer.Argument(help="A pod's id, or an attempt's token, as `pods ls` shows them.")],
+) -> None:
+    """End a pod now, without a checkpoint (`nanochat cancel` makes one first)."""
+    from dagster_nanochat.pods import remove_pod
+
+    _exit(lambda: remove_pod(pod))
+
+
+def pods_sweep() -> None:
+    """End every pod of this store that nobody needs any more, and say what it has cost."""
+    from dagster_nanochat.pods import sweep_pods
+
+    _exit(sweep_pods)
 
 
 def doctor() -> None:

@@ -18,7 +18,9 @@ from pathlib import Path
 import dagster as dg
 
 from dagster_nanochat.launch.base import Request
-from dagster_nanochat.resources import LauncherResource
+from dagster_nanochat.launch.runpod.errors import RunPodError
+from dagster_nanochat.launch.runpod.launcher import configured_launcher
+from dagster_nanochat.resources import LAUNCHER_ENV, LauncherResource
 from nanochat.data.sources import load_sources
 from nanochat.failures import AttemptFailed
 from nanochat.machine import cpp_compiler, this_machine
@@ -61,7 +63,10 @@ def examine() -> Iterator[Finding]:
     """Every finding, as it is made."""
     yield _history()
     yield from _recipes()
-    yield _launcher()
+    if os.environ.get(LAUNCHER_ENV) == "runpod":
+        yield from _runpod()
+    else:
+        yield _launcher()
     yield _compiler()
     yield _free_space("scratch folder", Path(tempfile.gettempdir()))
     try:
@@ -113,6 +118,29 @@ def _launcher() -> Finding:
         f"{offer.flops_per_s / 1e12:.2f} TFLOP/s; {chosen.processes} x {chosen.threads} threads"
     )
     return Finding(verdict=Verdict.OK, what="launcher", found=found)
+
+
+def _runpod() -> Iterator[Finding]:
+    """Key, secrets, image, and what could be rented for the quick model now."""
+    what = "launcher"
+    hardware = quick().hardware
+    try:
+        launcher = configured_launcher(open_store(), hardware=hardware)
+        missing = launcher.missing_secrets()
+        yield Finding(
+            verdict=Verdict.FAILED if missing else Verdict.OK,
+            what="RunPod's secrets",
+            found=f"{', '.join(missing)} missing: create them in RunPod's console (Settings, Secrets)"
+            if missing
+            else "there (or RunPod does not list them)",
+        )
+        yield Finding(verdict=Verdict.OK, what="training image", found=str(launcher.image()))
+        best = launcher.offers(Request.of(hardware))[0]
+    except (ValueError, RunPodError, AttemptFailed, StoreError) as error:
+        yield Finding(verdict=Verdict.FAILED, what=what, found=str(error))
+        return
+    found = f"runpod; cheapest for the quick model: {best.name} at ${best.price_usd_per_h:.2f}/h"
+    yield Finding(verdict=Verdict.OK, what=what, found=found)
 
 
 def _compiler() -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -44,6 +45,10 @@ class StageConfig(dg.Config):
         default=None, gt=0, description=f"Refuse to start above so many dollars ({MAX_USD_TAG})"
     )
     force: bool = Field(default=False, description=f"Rebuild the stage though it is fresh ({FORCE_TAG})")
+    runpod: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the runpod launcher for this run: gpu_type_id, gpu_count, cloud_type, …",
+    )
 
     def forced(self, context: dg.AssetExecutionContext, stage: str) -> bool:
         """Whether this config or the run's tag names the stage (or ``all``)."""

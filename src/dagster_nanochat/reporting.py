@@ -9,6 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dagster_nanochat.launch.base import Request
+from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.config import resolve_settings
+from dagster_nanochat.launch.runpod.errors import RunPodError
+from dagster_nanochat.launch.runpod.offers import find_offers
+from nanochat.failures import AttemptFailed
 from nanochat.machine import this_machine
 from nanochat.plan import ModelPlan, StagePlan, plan_model
 from nanochat.recipes import Recipe
@@ -30,8 +36,9 @@ def find_recipe(model: str) -> Recipe | None:
         return None
 
 
-def print_plan(model: str, *, as_json: bool) -> int:
-    """Exit code 0, or 1 for an unknown model."""
+def print_plan(model: str, *, as_json: bool, offers: bool = False) -> int:
+    """Exit code 0, or 1 for an unknown model, or where RunPod has no offer. offers: ask RunPod's catalog
+    what all of the model would cost there."""
     recipe = find_recipe(model)
     if recipe is None:
         return 1
@@ -43,11 +50,43 @@ def print_plan(model: str, *, as_json: bool) -> int:
         machine=machine.describe(gpus),
         flops_per_s=machine.training_flops_per_s(gpus),
     )
+    try:
+        rows = _offers(recipe, plan) if offers else None
+    except (RunPodError, AttemptFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if as_json:
-        print(json.dumps(plan.model_dump(mode="json"), indent=1))
-    else:
-        _show_plan(plan, memory_bytes=machine.training_memory_bytes())
+        document = plan.model_dump(mode="json")
+        print(json.dumps(document if rows is None else {**document, "offers": rows}, indent=1))
+        return 0
+    _show_plan(plan, memory_bytes=machine.training_memory_bytes())
+    if rows is not None:
+        _show_offers(rows)
     return 0
+
+
+def _offers(recipe: Recipe, plan: ModelPlan) -> list[dict[str, str | float | None]]:
+    """RunPod's offers for all training stages of the model, the cheapest to finish first."""
+    flops = sum(stage.flops or 0.0 for stage in plan.stages)
+    with RunPodClient.from_environment() as client:
+        found = find_offers(
+            client, Request.of(recipe.hardware), resolve_settings(hardware=recipe.hardware), flops
+        )
+    return [offer.row(flops) for offer in found]
+
+
+def _show_offers(rows: list[dict[str, str | float | None]]) -> None:
+    console = _console()
+    console.print("\nat RunPod, for all stages on one kind of machine (estimates):")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("offer")
+    for column in ("$/h", "hours", "$"):
+        table.add_column(column, justify="right")
+    table.add_column("stock")
+    for row in rows:
+        numbers = (row["usd_per_h"], row["hours"], row["usd"])
+        table.add_row(str(row["offer"]), *(f"{float(n or 0):,.2f}" for n in numbers), str(row["stock"]))
+    console.print(table)
 
 
 def _console() -> Console:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from dagster_nanochat.launch.base import Launcher
 from dagster_nanochat.launch.local import LocalLauncher
+from nanochat.failures import AttemptFailed
+from nanochat.recipes import Hardware
 from nanochat.store import ObjectStore, open_store
 
 LAUNCHER_ENV = "NANOCHAT_LAUNCHER"
@@ -29,14 +33,29 @@ class LauncherResource(dg.ConfigurableResource):
     """Where training stages run."""
 
     kind: str | None = Field(
-        default=None, description="local: processes on this machine; default: NANOCHAT_LAUNCHER, else local"
+        default=None,
+        description="local: processes on this machine; runpod: rented pods; default: NANOCHAT_LAUNCHER, "
+        "else local",
     )
 
-    def create(self, store: ObjectStore) -> Launcher:
-        kind = self.kind or os.environ.get(LAUNCHER_ENV, "local")
-        if kind != "local":
-            raise dg.Failure(
-                f"unknown launcher {kind!r}: this version has 'local' (unset {LAUNCHER_ENV})",
-                allow_retries=False,
-            )
-        return LocalLauncher(store)
+    def create(
+        self,
+        store: ObjectStore,
+        *,
+        hardware: Hardware | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Launcher:
+        """hardware: the recipe's. settings: the run's own, of a launcher that rents. Raises dg.Failure."""
+        kind = self.kind or os.environ.get(LAUNCHER_ENV) or "local"
+        if kind == "local":
+            return LocalLauncher(store)
+        if kind == "runpod":
+            from dagster_nanochat.launch.runpod.launcher import configured_launcher
+
+            try:
+                return configured_launcher(store, hardware=hardware, settings=settings)
+            except (ValueError, AttemptFailed) as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
+        raise dg.Failure(
+            f"unknown launcher {kind!r} ({LAUNCHER_ENV}): there are 'local' and 'runpod'", allow_retries=False
+        )

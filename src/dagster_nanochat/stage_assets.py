@@ -16,6 +16,7 @@ from dagster_nanochat.selection import required_recipe
 from dagster_nanochat.stage_attempt import attempt_rows
 from dagster_nanochat.views import show_checkpoint
 from nanochat.export.markdown import table
+from nanochat.failures import AttemptFailed
 from nanochat.plan import plan_stage
 from nanochat.stages import resolve
 from nanochat.store.layout import stage_prefix
@@ -30,7 +31,13 @@ def plan_result(
     states = resolve(recipe, opened)
     if stage not in states:
         return switched_off(context, stage, recipe.name)
-    offers = launcher.create(opened).offers(Request.of(recipe.hardware))
+    work = plan_stage(recipe, stage, states, opened, flops_per_s=1.0)
+    try:
+        offers = launcher.create(opened, hardware=recipe.hardware).offers(
+            Request.of(recipe.hardware), work.flops
+        )
+    except AttemptFailed as error:
+        raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
     best = offers[0]
     plan = plan_stage(
         recipe, stage, states, opened, flops_per_s=best.flops_per_s, usd_per_h=best.price_usd_per_h
@@ -46,18 +53,7 @@ def plan_result(
         metadata={
             **shown,
             "parameters_and_settings": dg.MetadataValue.json(plan.section),
-            "offers": dg.MetadataValue.md(
-                table(
-                    [
-                        {
-                            "offer": offer.name,
-                            "usd_per_h": offer.price_usd_per_h,
-                            "hours": offer.hours(plan.flops) if plan.flops else None,
-                        }
-                        for offer in offers
-                    ]
-                )
-            ),
+            "offers": dg.MetadataValue.md(table([offer.row(plan.flops) for offer in offers])),
             "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in plan.reasons) or "(none)"),
             "needs": dg.MetadataValue.md("\n".join(f"- {need}" for need in plan.needs) or "(nothing)"),
         },
@@ -77,7 +73,8 @@ def training_result(
     opened = store.open()
     if stage not in resolve(recipe, opened):
         return switched_off(context, stage, recipe.name)
-    built = train_stage(context, stage, recipe, opened, launcher.create(opened), config)
+    machines = launcher.create(opened, hardware=recipe.hardware, settings=config.runpod)
+    built = train_stage(context, stage, recipe, opened, machines, config)
     folder = show_checkpoint(opened, built.receipt, recipe.name)
     extra: dict[str, Any] = {"folder": str(folder)}
     rows = list(attempt_rows(opened, stage_prefix(stage, built.fingerprint)))

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Protocol
 
+from nanochat.failures import AttemptFailed, Failure
 from nanochat.recipes import Hardware
 from nanochat.training.job import JobHardware, Rented, TrainingJob
+
+THREADS_ENV = "NANOCHAT_THREADS"
+
+
+def number_setting(name: str, *, default: int) -> int:
+    """A number above 0 from the environment. Raises AttemptFailed for what is none."""
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdigit() or int(text) == 0:
+        raise AttemptFailed(
+            Failure.BAD_REQUEST, f"{name}={text!r} is not a number above 0; unset it for {default}"
+        )
+    return int(text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +47,18 @@ class Offer:
     flops_per_s: float
 
     def hours(self, flops: float) -> float:
+        """Until so much work is done, with what comes before it."""
         return flops / self.flops_per_s / 3600
+
+    def row(self, flops: float | None) -> dict[str, str | float | None]:
+        """As a line of a table: what `flops` would take."""
+        hours = self.hours(flops) if flops else None
+        return {
+            "offer": self.name,
+            "usd_per_h": self.price_usd_per_h,
+            "hours": hours,
+            "usd": None if hours is None else hours * self.price_usd_per_h,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

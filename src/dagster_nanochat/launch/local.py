@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from dagster_nanochat.launch.base import Handle, Offer, Patience, Request
-from nanochat.failures import AttemptFailed, Failure
+from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, Request, number_setting
 from nanochat.machine import this_machine, usable_cores
 from nanochat.recipes import Hardware
 from nanochat.store import ObjectStore
@@ -21,19 +19,6 @@ from nanochat.supervisor import STOP_GRACE_S, stop_process_tree, training_enviro
 from nanochat.training.job import JobHardware, Rented, TrainingJob
 
 PROCESSES_ENV = "NANOCHAT_PROCESSES"
-THREADS_ENV = "NANOCHAT_THREADS"
-
-
-def _setting(name: str, *, default: int) -> int:
-    """A number above 0 from the environment."""
-    text = os.environ.get(name, "")
-    if not text:
-        return default
-    if not text.isdigit() or int(text) == 0:
-        raise AttemptFailed(
-            Failure.BAD_REQUEST, f"{name}={text!r} is not a number above 0; unset it for {default}"
-        )
-    return int(text)
 
 
 def _log_path(token: str) -> Path:
@@ -65,10 +50,10 @@ class LocalLauncher:
     def hardware(self, wanted: Hardware, offer: Offer) -> JobHardware:
         """One process a GPU, or one for the CPU; the cores are shared out among them. Raises
         AttemptFailed for a setting that is no number."""
-        processes = _setting(PROCESSES_ENV, default=this_machine().processes(wanted.gpus))
+        processes = number_setting(PROCESSES_ENV, default=this_machine().processes(wanted.gpus))
         return JobHardware(
             processes=processes,
-            threads=_setting(THREADS_ENV, default=max(1, usable_cores() // processes)),
+            threads=number_setting(THREADS_ENV, default=max(1, usable_cores() // processes)),
             device_batch_rows=wanted.device_batch_rows,
         )
 

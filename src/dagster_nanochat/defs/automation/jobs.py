@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from dagster_nanochat.guards import MAX_HOURS_TAG
+from dagster_nanochat.guards import MAX_HOURS_TAG, MAX_USD_TAG
 from dagster_nanochat.partitions import model_partitions, recipe_book, shard_partitions
 
 _MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.assets(
@@ -48,14 +48,19 @@ def jobs() -> dg.Definitions:
                     selection=model_assets,
                     partitions_def=model_partitions,
                     executor_def=_EXECUTOR,
-                    tags={"dagster/partition": model, MAX_HOURS_TAG: str(max_hours)},
-                    description=f"model_training for {model}, capped at {max_hours:g} h on this machine.",
+                    tags={
+                        "dagster/partition": model,
+                        MAX_HOURS_TAG: str(max_hours),
+                        MAX_USD_TAG: str(max_usd),
+                    },
+                    description=f"model_training for {model}; each stage is capped at {max_hours:g} h on "
+                    f"this machine, at ${max_usd:g} on a rented one.",
                 )
-                for name, model, max_hours in (
-                    ("nanochat_quick", "quick", 1.0),
-                    ("nanochat_1_dollar", "d4", 24.0),
-                    ("nanochat_10_dollar", "d12", 1.0),
-                    ("nanochat_100_dollar", "d20", 1.0),
+                for name, model, max_hours, max_usd in (
+                    ("nanochat_quick", "quick", 1.0, 1.0),
+                    ("nanochat_1_dollar", "d4", 24.0, 1.0),
+                    ("nanochat_10_dollar", "d12", 1.0, 10.0),
+                    ("nanochat_100_dollar", "d20", 1.0, 100.0),
                 )
                 if model in recipe_book().recipes
             ),

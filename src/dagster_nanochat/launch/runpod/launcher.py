@@ -12,12 +12,14 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
-from dagster_nanochat.launch.base import Handle, Offer, Patience, Request
+from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, Request, number_setting
+from dagster_nanochat.launch.images import recorded_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
-from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, variable
+from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings, variable
 from dagster_nanochat.launch.runpod.errors import (
     Forbidden,
     InsufficientBalance,
@@ -50,7 +52,7 @@ from nanochat.store.leases import machine_name, utc_now
 from nanochat.store.ledger import LedgerEntry, close_entry, read_entry, user_name, write_entry
 from nanochat.training.job import JobHardware, Rented, TrainingJob
 
-MAX_PODS_ENV = "NANOCHAT_RUNPOD_MAX_PODS"
+MAX_PODS_ENV = "NANOCHAT_MAX_PODS"
 DEFAULT_MAX_PODS = 4
 MAX_MACHINES = 4
 # A large image takes minutes to pull, and says nothing meanwhile.
@@ -96,10 +98,9 @@ class RunPodLauncher:
         settings: RunPodSettings,
         *,
         image: str | None,
-        patience: Patience = PATIENCE,
-        environment: Mapping[str, str] = os.environ,
+        patience: Patience,
         max_pods: int = DEFAULT_MAX_PODS,
-        look_every_s: float = _LOOK_EVERY_S,
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
         """image: reference with digest, where the settings name none."""
         self._store = store
@@ -109,7 +110,6 @@ class RunPodLauncher:
         self.patience: Patience | None = patience
         self._environment = environment
         self._max_pods = max_pods
-        self._look_every_s = look_every_s
         self._listed: tuple[float, list[Pod]] = (-math.inf, [])
         self._looked: dict[str, tuple[float, bool]] = {}
 
@@ -131,7 +131,7 @@ class RunPodLauncher:
         assert isinstance(offer, RunPodOffer)
         return JobHardware(
             processes=offer.gpu_count,
-            threads=THREADS,
+            threads=number_setting(THREADS_ENV, default=THREADS),
             device_batch_rows=wanted.device_batch_rows,
         )
 
@@ -168,6 +168,9 @@ class RunPodLauncher:
         assert isinstance(offer, RunPodOffer)
         self._require_room()
         self._require_secrets()
+        if self._settings.deadline_h:
+            deadline_s = min(job.deadline_s, 3600 * self._settings.deadline_h)
+            job = job.model_copy(update={"deadline_s": deadline_s})
         request = self._request(job, offer)
         self._store.put(f"{job.attempt_prefix}/job.json", job.to_bytes())
         entry = LedgerEntry(
@@ -211,12 +214,16 @@ class RunPodLauncher:
     def _secrets(self) -> list[str]:
         return [*STORE_SECRETS, *(name for name in OTHER_SECRETS if self._environment.get(name))]
 
+    def missing_secrets(self) -> list[str]:
+        """Names of secrets that a pod needs and RunPod does not have. Raises RunPodError."""
+        there = self._client.secrets()
+        return [name for name in self._secrets() if there is not None and name not in there]
+
     def _require_secrets(self) -> None:
         try:
-            there = self._client.secrets()
+            missing = self.missing_secrets()
         except RunPodError as error:
             raise _explained(error) from error
-        missing = [name for name in self._secrets() if there is not None and name not in there]
         if missing:
             raise AttemptFailed(
                 Failure.BAD_REQUEST,
@@ -326,7 +333,7 @@ class RunPodLauncher:
 
     def alive(self, handle: Handle) -> bool:
         looked_at, alive = self._looked.get(handle.token, (None, True))
-        if looked_at is None or time.monotonic() - looked_at >= self._look_every_s:
+        if looked_at is None or time.monotonic() - looked_at >= _LOOK_EVERY_S:
             try:
                 pod = self._client.get_pod(handle.id)
                 alive = pod is not None and pod.status not in _DEAD
@@ -376,35 +383,52 @@ def end_pods(
     Then the attempt's entry in the ledger is closed, with what twins of its machine have cost. Raises
     TimeoutError that says how to end by hand what will not go.
     """
-    deadline = time.monotonic() + _GONE_WITHIN_S
     seen: dict[str, Pod] = {}
+
+    def living() -> list[str]:
+        found = {pod.id: pod for pod in client.list_pods() if pod_token(pod) == token}
+        seen.update(found)
+        return [*found]
+
+    _end(client, token, known, living)
+    _close(store, token, outcome, seen)
+
+
+def end_twin(client: RunPodClient, store: ObjectStore, token: str, twin: Pod) -> None:
+    """End one pod of an attempt that another makes, and note what it has cost. Raises TimeoutError."""
+    _end(client, token, [twin.id], list)
+    entry = read_entry(store, token)
+    if entry is not None:
+        write_entry(store, entry.model_copy(update={"twins_usd": entry.twins_usd + _cost_so_far(twin)}))
+
+
+def _end(client: RunPodClient, token: str, known: Iterable[str], living: Callable[[], Iterable[str]]) -> None:
+    """Delete pods until none is left of `known` and of what `living` finds, again and again."""
+    deadline = time.monotonic() + _GONE_WITHIN_S
     waiting = set(known)
     pause_s = 0.5
     problem: RunPodError | None = None
     while True:
         try:
-            living = {pod.id: pod for pod in client.list_pods() if pod_token(pod) == token}
-            seen |= living
-            waiting |= living.keys()
+            waiting.update(living())
             for pod_id in sorted(waiting):
                 if client.get_pod(pod_id) is None:
                     waiting.remove(pod_id)
                 else:
                     client.delete_pod(pod_id)
             if not waiting:
-                break
+                return
         except RunPodError as error:
             problem = error
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"pod {', '.join(sorted(waiting)) or token} of attempt {token} will not end"
+                f"pod {', '.join(sorted(waiting)) or '?'} of attempt {token} will not end"
                 f"{f' ({problem})' if problem else ''}: end it in RunPod's console "
                 f"({CONSOLE_URL.format(next(iter(waiting), ''))}) or with `nanochat pods sweep`, else it "
                 "costs on"
             )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 5.0)
-    _close(store, token, outcome, seen)
 
 
 def _close(store: ObjectStore, token: str, outcome: str, ended: Mapping[str, Pod]) -> None:
@@ -445,11 +469,24 @@ def _explained(error: RunPodError) -> AttemptFailed:
     return AttemptFailed(failure, str(error))
 
 
-def max_pods(environment: Mapping[str, str] = os.environ) -> int:
-    """The limit of simultaneous pods. Raises AttemptFailed for what is no number above 0."""
-    text = environment.get(MAX_PODS_ENV, "")
-    if not text:
-        return DEFAULT_MAX_PODS
-    if not text.isdecimal() or int(text) == 0:
-        raise AttemptFailed(Failure.BAD_REQUEST, f"{MAX_PODS_ENV}={text!r} is not a number above 0")
-    return int(text)
+def configured_launcher(
+    store: ObjectStore,
+    *,
+    hardware: Hardware | None = None,
+    settings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> RunPodLauncher:
+    """The launcher as the environment, the recipe's hardware and the run's settings have it.
+
+    Raises ValueError (a variable or a setting that is missing or wrong) and AttemptFailed.
+    """
+    pinned = recorded_image(store, "training")
+    return RunPodLauncher(
+        store,
+        RunPodClient.from_environment(environment),
+        resolve_settings(hardware=hardware, environment=environment, run=settings),
+        image=pinned.reference if pinned else None,
+        patience=PATIENCE,
+        max_pods=number_setting(MAX_PODS_ENV, default=DEFAULT_MAX_PODS),
+        environment=environment,
+    )

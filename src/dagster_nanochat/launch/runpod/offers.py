@@ -42,6 +42,12 @@ class RunPodOffer(Offer):
     estimated_h: float | None
     estimated_usd: float | None
 
+    def hours(self, flops: float) -> float:
+        return START_H + super().hours(flops)
+
+    def row(self, flops: float | None) -> dict[str, str | float | None]:
+        return {**super().row(flops), "stock": self.stock.value}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection:

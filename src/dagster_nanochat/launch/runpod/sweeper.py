@@ -1,0 +1,135 @@
+"""The sweeper: what is rented at RunPod by this store's ledger, and the end of what nobody owns.
+
+It is the last of three layers that end a pod, and knows only the ledger and the store: it touches no
+pod whose name is not ours, and none of another store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterator
+
+from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.errors import RunPodError
+from dagster_nanochat.launch.runpod.launcher import end_pods, end_twin, pod_token
+from dagster_nanochat.launch.runpod.models import Pod, PodStatus
+from nanochat.events import EventStream
+from nanochat.failures import Failure
+from nanochat.store import ObjectStore
+from nanochat.store.layout import attempt_prefix
+from nanochat.store.leases import Lease, read_lease, utc_now
+from nanochat.store.ledger import LedgerEntry, close_entry, entries, read_entry, write_entry
+
+# A lease or a watch that ran out so long ago is nobody's: more than clocks differ on machines that are
+# kept in time, and than any pause of a supervisor that lives.
+_SILENT_FOR = datetime.timedelta(minutes=3)
+# An orchestrator writes the entry, then asks for the pod, which may take a while to be answered.
+_ASKING_FOR = datetime.timedelta(minutes=5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rental:
+    """A pod of this store. why_end: the reason that nobody needs it; None where somebody does."""
+
+    pod: Pod
+    entry: LedgerEntry
+    why_end: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What was ended, or found gone, and what it has cost."""
+
+    entry: LedgerEntry
+    why: str
+
+    def describe(self) -> str:
+        entry = self.entry
+        return (
+            f"ended pod {entry.machine or '?'} ({entry.stage} of {entry.model}, {entry.offer}): "
+            f"{self.why}; ${entry.dollars():.2f}"
+        )
+
+
+def rentals(client: RunPodClient, store: ObjectStore) -> Iterator[Rental]:
+    """Every pod that this store's ledger knows. Raises RunPodError."""
+    for pod in client.list_pods():
+        token = pod_token(pod)
+        entry = read_entry(store, token) if token else None
+        if entry is not None:
+            yield Rental(pod=pod, entry=entry, why_end=_why_end(store, pod, entry))
+
+
+def sweep(client: RunPodClient, store: ObjectStore) -> Iterator[Swept]:
+    """End every pod that nobody needs, and close the entries of those that are gone.
+
+    Raises RunPodError, and TimeoutError for a pod that will not go.
+    """
+    living = set()
+    for rental in rentals(client, store):
+        living.add(rental.entry.token)
+        if rental.why_end is None:
+            continue
+        if _is_twin(rental.pod, rental.entry):
+            end_twin(client, store, rental.entry.token, rental.pod)
+        else:
+            end_pods(client, store, rental.entry.token, rental.entry.outcome or str(Failure.LOST))
+        yield _accounted(client, store, rental.entry.token, rental.why_end)
+    for entry in list(entries(store)):
+        if entry.open and entry.token not in living and utc_now() - entry.asked_at > _ASKING_FOR:
+            close_entry(store, entry.token, entry.outcome or str(Failure.LOST))
+            yield _accounted(client, store, entry.token, "it was gone already")
+
+
+def _why_end(store: ObjectStore, pod: Pod, entry: LedgerEntry) -> str | None:
+    now = utc_now()
+    if not entry.open:
+        return f"its attempt is over ({entry.outcome})"
+    if now > entry.deadline_at:
+        return f"its deadline has passed ({entry.deadline_at:%Y-%m-%d %H:%M} UTC)"
+    if pod.status in (PodStatus.EXITED, PodStatus.ERROR):
+        return f"it has stopped ({pod.status}), and costs on"
+    if _is_twin(pod, entry):
+        return f"it is a twin of {entry.machine}: its creation was answered with an error"
+    told = EventStream(store, f"{attempt_prefix(entry.prefix, entry.token)}/events.jsonl").all()
+    ended = next((event for event in told if event["type"] in ("finished", "failed")), None)
+    if ended and now - _time(ended["time"]) > _SILENT_FOR:
+        return "its attempt has ended, and it has not ended itself"
+    lease = read_lease(store, f"{entry.prefix}/lease.json")
+    watch = read_lease(store, f"{entry.prefix}/watch.json")
+    owned = lease is not None and lease.token == entry.token and not _silent(lease, now)
+    watched = watch is not None and not _silent(watch, now)
+    if owned or watched or now - entry.asked_at < _ASKING_FOR:
+        return None
+    return "nobody has its lease, and nobody watches it"
+
+
+def _is_twin(pod: Pod, entry: LedgerEntry) -> bool:
+    return entry.open and entry.machine not in (None, pod.id)
+
+
+def _silent(lease: Lease, now: datetime.datetime) -> bool:
+    return lease.released or now - lease.expires_at > _SILENT_FOR
+
+
+def _time(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+def _accounted(client: RunPodClient, store: ObjectStore, token: str, why: str) -> Swept:
+    """The entry, with RunPod's own figure where it has one: nobody looked when the pod ended."""
+    entry = read_entry(store, token)
+    assert entry is not None
+    if entry.machine is None or entry.ended_at is None:
+        return Swept(entry=entry, why=why)
+    try:
+        bills = client.billing_pods(entry.asked_at, entry.ended_at, pod_id=entry.machine)
+    except RunPodError:
+        bills = []  # our own count stands, which is never less
+    # A bill that does not reach to the end yet would be too low.
+    if bills and max(bill.end_time for bill in bills) >= entry.ended_at:
+        billed = sum(bill.total_usd for bill in bills) + entry.twins_usd
+        entry = entry.model_copy(update={"billed_usd": billed})
+        write_entry(store, entry)
+    return Swept(entry=entry, why=why)

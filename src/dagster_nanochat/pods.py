@@ -1,0 +1,92 @@
+"""`nanochat pods`: what is rented, by whom and for how much, and the end of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.errors import RunPodError
+from dagster_nanochat.launch.runpod.launcher import end_pods
+from dagster_nanochat.launch.runpod.sweeper import rentals, sweep
+from nanochat.failures import Failure
+from nanochat.store import ObjectStore, open_store
+from nanochat.store.leases import utc_now
+from nanochat.store.ledger import entries
+
+
+def list_pods() -> int:
+    """Exit code 0, or 1 where RunPod does not answer."""
+    return _with_runpod(_list)
+
+
+def remove_pod(token_or_id: str) -> int:
+    """Exit code 0 once the pod is gone, 1 where there is no such one of ours, or it will not go."""
+    return _with_runpod(lambda client, store: _remove(client, store, token_or_id))
+
+
+def sweep_pods() -> int:
+    """Exit code 0, or 1 where a pod will not go."""
+    return _with_runpod(_sweep)
+
+
+def _with_runpod(command: Callable[[RunPodClient, ObjectStore], int]) -> int:
+    store = open_store()
+    try:
+        with RunPodClient.from_environment() as client:
+            return command(client, store)
+    except (RunPodError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _list(client: RunPodClient, store: ObjectStore) -> int:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for column in ("pod", "model", "stage", "attempt", "offer", "status", "since", "dollars", "by", "note"):
+        table.add_column(column, justify="right" if column == "dollars" else "left")
+    for rental in rentals(client, store):
+        entry = rental.entry
+        table.add_row(
+            rental.pod.id,
+            entry.model,
+            entry.stage,
+            entry.token,
+            entry.offer,
+            str(rental.pod.status),
+            f"{entry.asked_at:%Y-%m-%d %H:%M} UTC",
+            f"{entry.dollars():.2f}",
+            f"{entry.user} on {entry.host}",
+            f"nobody needs it: {rental.why_end}; end it with `nanochat pods sweep`" if rental.why_end else "",
+        )
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"no pod of {store.url} is running")
+    month = f"{utc_now():%Y-%m}"
+    spent = sum(entry.dollars() for entry in entries(store, month))
+    console.print(f"{month}: ${spent:.2f} in this store's ledger")
+    return 0
+
+
+def _remove(client: RunPodClient, store: ObjectStore, token_or_id: str) -> int:
+    for rental in rentals(client, store):
+        if token_or_id in (rental.pod.id, rental.entry.token):
+            end_pods(client, store, rental.entry.token, str(Failure.CANCELLED))
+            print(f"pod {rental.pod.id} ({rental.entry.stage} of {rental.entry.model}) is gone")
+            return 0
+    print(f"error: no pod of {store.url} is called {token_or_id}; see `nanochat pods ls`", file=sys.stderr)
+    return 1
+
+
+def _sweep(client: RunPodClient, store: ObjectStore) -> int:
+    number = 0
+    for swept in sweep(client, store):
+        number += 1
+        print(swept.describe())
+    if not number:
+        print("nothing to sweep: every pod of this store has an owner")
+    return 0

@@ -1,0 +1,165 @@
+"""Stages on RunPod: an emulator that runs the pods, a real S3 server, the real graph."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from emulators.runpod import Emulator, Image, Settings, find_spec, serve
+from standins import nvidia_smi, s3
+from standins.runs import Run, ready_project, state_of
+from standins.waiting import wait_for
+
+from dagster_nanochat.launch.base import Patience
+from nanochat.store.ledger import entries
+from nanochat.store.receipts import read_receipt
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed"),
+    pytest.mark.skipif(find_spec() is None, reason="RunPod's OpenAPI file is not there"),
+]
+IMAGE = "registry.example/nanochat-training@sha256:" + "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
+    """A bucket with the tiny models' shards and tokenizer, and a Dagster history; RunPod is configured."""
+    root, home = tmp_path_factory.mktemp("project").resolve(), tmp_path_factory.mktemp("dagster")
+    module_environment.setattr("dagster_nanochat.views.project_root", lambda: root)
+    module_environment.setenv("NANOCHAT_CACHE", str(root / "cache"))
+    with s3.serve(root / "s3") as server:
+        for name, value in server.environment.items():
+            module_environment.setenv(name, value)
+        module_environment.setenv("NANOCHAT_RUNPOD_IMAGE_NAME", IMAGE)
+        with ready_project(f"s3://{s3.BUCKET}/models", home, module_environment) as made:
+            yield made
+
+
+@pytest.fixture
+def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """An account with its secrets; at the end nothing of it runs, and all it charged is in the ledger."""
+    from dagster_nanochat.launch.runpod import launcher
+
+    bin = nvidia_smi.write(tmp_path / "bin")
+    image = Image(environment={"PATH": os.pathsep.join([str(bin), *_path()])})
+    before = {entry.token for entry in entries(project.store)}
+    with serve(state_dir=tmp_path / "runpod", images={"*": image}, settings=Settings()) as emulator:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            emulator.set_secret(name, os.environ[name])
+        monkeypatch.setenv("NANOCHAT_LAUNCHER", "runpod")
+        monkeypatch.setenv("RUNPOD_API_URL", emulator.url)
+        monkeypatch.setenv("RUNPOD_API_KEY", emulator.api_key)
+        monkeypatch.setattr(launcher, "_LOOK_EVERY_S", 1.0)
+        monkeypatch.setattr(launcher, "_LIST_EVERY_S", 0.2)
+        monkeypatch.setattr(launcher, "PATIENCE", Patience(ready_s=60.0, silent_s=20.0, capacity_s=30.0))
+        yield emulator
+        assert emulator.violations == []
+        assert [pod.id for pod in emulator.pods() if pod.deleted_at is None] == []
+        charged = sum(pod.charged_usd for pod in emulator.pods())
+        accounted = sum(entry.dollars() for entry in entries(project.store) if entry.token not in before)
+        assert accounted >= charged > 0
+
+
+def _path() -> list[str]:
+    return [str(Path(sys.executable).parent), os.environ["PATH"]]
+
+
+def test_a_stage_is_trained_on_a_pod_that_is_gone_afterwards(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    built = run("tiny")
+    assert built.end(within_s=120).succeeded, built.reason
+    state = state_of(project, "tiny")
+    receipt = read_receipt(project.store, "base", state.fingerprint)
+    (pod,) = runpod.pods()
+    (entry,) = entries(project.store)
+    assert (entry.machine, entry.token, entry.outcome) == (pod.id, receipt.token, "finished")
+    assert receipt.image_digest == IMAGE
+    assert 0 < receipt.dollars <= entry.dollars()
+    (launched,) = built.observations("base_model_checkpoint")
+    assert launched.metadata["machine"].value.endswith(pod.id)
+    assert launched.metadata["usd_per_h"].value == pytest.approx(pod.price_usd_per_h)
+
+
+GPU = "NVIDIA GeForce RTX 4090"
+
+
+def told(run: Run, words: str) -> None:
+    assert run.said(words), run.reason if not run.running and not run.succeeded else "it did not say that"
+
+
+def test_no_capacity_goes_to_the_next_offer_and_a_refused_request_ends_the_stage(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    runpod.faults.add("no_capacity", gpu="4090", times=None)
+    runpod.faults.add("status", match="POST /v2/pods$", status=422, detail="Request validation failed.")
+    refused = run("tiny", force=True)
+    assert not refused.end(within_s=120).succeeded
+    assert "BAD_REQUEST" in refused.reason
+    assert "Request validation failed." in refused.reason
+    assert runpod.pods() == []
+    built = run("tiny", force=True)
+    assert built.end(within_s=120).succeeded, built.reason
+    told(built, "1 x NVIDIA GeForce RTX 4090 (secure cloud) cannot be had: ")
+    (pod,) = runpod.pods()
+    assert pod.gpu != GPU
+
+
+@pytest.mark.parametrize("fault", ["status_after", "hang_after"])
+def test_a_pod_whose_creation_is_answered_with_an_error_is_found_and_used(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run], fault: str
+) -> None:
+    runpod.faults.add(fault, match="POST /v2/pods$", status=500, seconds=1.0)
+    built = run("tiny", force=True)
+    assert built.end(within_s=120).succeeded, built.reason
+    assert len(runpod.pods()) == 1
+
+
+def test_a_machine_that_does_not_come_up_and_one_that_is_lost_are_replaced(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    runpod.faults.add("pull_fails")
+    training = run("killed")
+    wait_for(lambda: training.said("Trying another machine (1 of 4 tried)"), within_s=60)
+    told(training, "base of killed: NOT_READY: the machine does not come up: ")
+    wait_for(lambda: training.said("base step 50: checkpoint"), within_s=120)
+    *_, second = runpod.pods()
+    runpod.faults.add("vanishes", pod=second.name)
+    wait_for(lambda: training.said("(2 of 4 tried)"), within_s=60)
+    assert training.end(within_s=120).succeeded, training.reason
+    told(training, "resuming from step ")
+    assert [pod.deleted_at is None for pod in runpod.pods()] == [False] * 3
+    rows = training.materialization.metadata["attempts"].value
+    assert rows.count("RTX 4090") == 3
+    story = training.observations("base_model_checkpoint")
+    assert [one.metadata["ended"].value for one in story if "ended" in one.metadata] == ["NOT_READY", "LOST"]
+
+
+def test_terminate_gives_the_pod_back_within_half_a_minute(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    training = run("slow", tags={"nanochat/max_usd": "1000"})
+    wait_for(lambda: training.said("base step 1/"), within_s=120)
+    training.cancel()
+    assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
+    (pod,) = runpod.pods()
+    assert pod.deleted_at is not None
+
+
+def test_what_a_dead_orchestrator_left_is_adopted(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    first = run("slow", in_process=True, tags={"nanochat/max_usd": "1000"})
+    wait_for(lambda: first.said("base step 1/"), within_s=120)
+    first.process.kill()
+    second = run("slow", tags={"nanochat/max_usd": "1000"})
+    wait_for(lambda: second.said("adopted the live attempt"), within_s=90)
+    assert len(runpod.pods()) == 1
+    second.cancel()
+    assert second.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
