@@ -134,6 +134,10 @@ class RunPodSettings(BaseModel):
         return ("SECURE", "COMMUNITY") if self.cloud_type == "ALL" else (self.cloud_type,)
 
 
+# What a layer may name.
+FIELDS = (*RunPodSettings.model_fields, "gpu_type_id")
+
+
 class SettingsError(ValueError):
     """Settings that cannot be used: which layer said what, and what is allowed."""
 
@@ -171,26 +175,28 @@ def variable(field: str) -> str:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    # An empty variable says nothing, as in a .env file that lists them all.
-    return {
+    # An empty variable says nothing, as in a .env file that lists them all. One that resembles no
+    # setting is something else's; one that does is a slip of the pen, and refused.
+    named = {
         name.removeprefix(ENV_PREFIX).lower(): text.strip()
         for name, text in environment.items()
         if name.startswith(ENV_PREFIX) and text.strip()
     }
+    return {name: text for name, text in named.items() if name in FIELDS or _near(name)}
+
+
+def _near(name: str) -> list[str]:
+    return difflib.get_close_matches(name, FIELDS, n=1)
 
 
 def _read_layer(layer: str, values: Mapping[str, Any]) -> RunPodSettings:
-    fields = {**RunPodSettings.model_fields}
-    by_variable = layer == "the environment"
-
     def told(name: str) -> str:
-        return variable(name) if by_variable else name
+        return variable(name) if layer == "the environment" else name
 
     for name in values:
-        if name not in fields and name != "gpu_type_id":
-            known = [*fields, "gpu_type_id"]
-            near = difflib.get_close_matches(name, known, n=1)
-            there = f"did you mean {told(near[0])}?" if near else f"there are {', '.join(map(told, known))}"
+        if name not in FIELDS:
+            near = _near(name)
+            there = f"did you mean {told(near[0])}?" if near else f"there are {', '.join(FIELDS)}"
             raise SettingsError(f"RunPod settings: {layer}: {told(name)} is no setting; {there}")
     try:
         return RunPodSettings.model_validate(values)

@@ -13,16 +13,17 @@ from standins.runpod_api import CANARY, Clock, Specification
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
 
+SPECIFICATION_ENV = "NANOCHAT_RUNPOD_SPEC"
 REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(scope="session")
 def specification() -> Specification:
     """Skips, saying why, where the file is not (it is RunPod's, and not part of the repository)."""
-    data = Path(os.environ.get("NANOCHAT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
-    path = data.parent / "reference" / "runpod-rest-v2-openapi.json"
+    beside = REPOSITORY.parent / "shared" / "reference" / "runpod-rest-v2-openapi.json"
+    path = Path(os.environ.get(SPECIFICATION_ENV) or beside)
     if not path.is_file():
-        pytest.skip(f"RunPod's specification is not at {path} (set NANOCHAT_TEST_DATA)")
+        pytest.skip(f"RunPod's specification is not at {path} (set {SPECIFICATION_ENV})")
     return Specification(path)
 
 

@@ -133,6 +133,9 @@ def test_a_setting_that_there_is_not_is_named_with_the_nearest() -> None:
         resolve_settings(environment={}, run={"gpu_counts": 1})
     with pytest.raises(SettingsError, match=r"NANOCHAT_RUNPOD_MAX_UDS .*NANOCHAT_RUNPOD_MAX_USD"):
         resolve_settings(environment={"NANOCHAT_RUNPOD_MAX_UDS": "1"})
+    with pytest.raises(SettingsError, match="did you mean NANOCHAT_RUNPOD_MAX_PRICE_USD_PER_H"):
+        resolve_settings(environment={"NANOCHAT_RUNPOD_MAX_PRICE": "1"})
+    assert resolve_settings(environment={"NANOCHAT_RUNPOD_SPEC": "/a/file"}) == RunPodSettings()
     with pytest.raises(SettingsError, match="there are gpu_type_ids, gpu_count"):
         resolve_settings(environment={}, recipe={"zzz": 1})
 
