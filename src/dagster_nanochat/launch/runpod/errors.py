@@ -25,7 +25,7 @@ class Problem:
 
     def __str__(self) -> str:
         head = " ".join(str(part) for part in (self.status and f"HTTP {self.status}", self.title) if part)
-        text = ": ".join(part for part in (head, self.detail, "; ".join(self.errors)) if part)
+        text = ": ".join(part.rstrip(".") for part in (head, self.detail, "; ".join(self.errors)) if part)
         return f"{text} (request {self.request_id})" if self.request_id else text
 
 
