@@ -283,7 +283,7 @@ def test_a_pod_is_cut_off_from_its_store_and_the_others_are_not(runpod, tmp_path
         url = f"{api.emulator.control_url}/s3/faults"
         assert httpx.post(url, json=fault, trust_env=False).status_code == 201
         wait_for(lambda: any("AccessDenied" in line for line in api.emulator.logs(ids[1])), within_s=10)
-        assert httpx.post(url, json={"sort": "status"}, trust_env=False).status_code == 422
+        assert httpx.post(url, json={"kind": "explodes"}, trust_env=False).status_code == 422
         assert api.get(ids[0])["status"] == "RUNNING"
         for id in ids:
             api("DELETE", f"/pods/{id}")

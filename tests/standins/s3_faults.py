@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 import re
 import socket
@@ -20,19 +19,18 @@ import struct
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import h11
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Kind = Literal["status", "reset", "lost_answer", "truncate", "slow"]
 _CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 _CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER without waiting: closing sends a reset
 
 
-@dataclasses.dataclass(kw_only=True)
-class Fault:
+class Fault(BaseModel):
     """match: a regular expression searched in ``METHOD /bucket/key?query``. times: how many requests it
     meets, None until it is cleared. probability: of each, drawn with `seed`. client: only that client's.
 
@@ -41,18 +39,26 @@ class Fault:
     comes. slow: the answer comes `seconds` later.
     """
 
-    kind: Kind
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["status", "reset", "lost_answer", "truncate", "slow"]
     match: str = ""
-    times: int | None = 1
-    probability: float = 1.0
+    times: int | None = Field(default=1, ge=0)
+    probability: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
     client: str | None = None
     status: int = 503
     seconds: float = 1.0
-    hits: int = 0
+    _hits: int = PrivateAttr(default=0)
+    _random: random.Random = PrivateAttr()
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, context: Any) -> None:
         self._random = random.Random(self.seed)
+
+    @property
+    def hits(self) -> int:
+        """How often it has struck."""
+        return self._hits
 
     def meets(self, line: str, client: str | None) -> bool:
         """Whether it strikes this request; it has one time less then."""
@@ -60,7 +66,7 @@ class Fault:
             return False
         if self.probability < 1.0 and self._random.random() >= self.probability:
             return False
-        self.hits += 1
+        self._hits += 1
         if self.times is not None:
             self.times -= 1
         return True
@@ -96,9 +102,9 @@ class S3FaultProxy:
     def url_for(self, name: str) -> str:
         return f"http://127.0.0.1:{self.port_for(name)}"
 
-    def add(self, kind: Kind, **fields: object) -> Fault:
-        """Order a fault; its `hits` tell how often it has struck."""
-        fault = Fault(kind=kind, **fields)  # type: ignore[arg-type]
+    def add(self, kind: str, **fields: Any) -> Fault:
+        """Order a fault. Raises pydantic's ValidationError."""
+        fault = Fault.model_validate({"kind": kind, **fields})
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -264,7 +270,12 @@ class _Connection:
         if fault is not None and fault.kind == "truncate":
             length = dict(response.headers).get(b"content-length", b"0")
             left = int(length) // 2
-        await self._send(down, h11.Response(**_parts(response)))
+        passed = h11.Response(
+            status_code=response.status_code,
+            headers=response.headers.raw_items(),
+            reason=response.reason,
+        )
+        await self._send(down, passed)
         while True:
             event = await _next(up, reader)
             if isinstance(event, h11.Data) and left is not None:
@@ -300,14 +311,6 @@ class _Connection:
         with contextlib.suppress(OSError):
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._writer.transport.abort()
-
-
-def _parts(response: h11.Response) -> dict[str, object]:
-    return {
-        "status_code": response.status_code,
-        "headers": list(response.headers.raw_items()),
-        "reason": response.reason,
-    }
 
 
 async def _next(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Event:

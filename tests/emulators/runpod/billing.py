@@ -18,7 +18,7 @@ def pod_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, Any]
     start = _bucket(_moment(query.get("startTime"), now - datetime.timedelta(days=30)), size)[0]
     end = _bucket(_moment(query.get("endTime"), now), size)[1]
     wanted = query.get("podId")
-    records = []
+    records: list[dict[str, Any]] = []
     for pod in pods:
         if wanted in (None, pod.id) and start <= pod.created_at < end:
             first, after = _bucket(pod.created_at, size)

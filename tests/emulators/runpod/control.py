@@ -102,7 +102,7 @@ class Control:
         return JSONResponse(self._door.requests)
 
     async def violations(self, request: Request) -> Response:
-        return JSONResponse(self._door.violations)
+        return JSONResponse(self._platform.mistakes)
 
 
 def _plain(truth: dict[str, Any]) -> dict[str, Any]:

@@ -31,10 +31,9 @@ class Violation(Exception):
 
 
 class Door:
-    """The API as an ASGI application. `violations`: answers of ours that were against the contract."""
+    """The API as an ASGI application."""
 
     def __init__(self, platform: Platform, contract: Contract | None) -> None:
-        self.violations: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self._platform = platform
         self._contract = contract
@@ -101,8 +100,8 @@ class Door:
         except Violation as violation:
             response = PlainTextResponse(str(violation), status_code=500)
         except Exception:
-            self.violations.append(traceback.format_exc())
-            response = PlainTextResponse(self.violations[-1], status_code=500)
+            self._platform.mistakes.append(traceback.format_exc())
+            response = PlainTextResponse(self._platform.mistakes[-1], status_code=500)
         response.headers.update(limits)
         return response
 
@@ -179,7 +178,7 @@ class Door:
             text = (
                 f"{route.method} {route.template} answers {status} against its contract: {'; '.join(errors)}"
             )
-            self.violations.append(text)
+            self._platform.mistakes.append(text)
             raise Violation(text)
 
 

@@ -15,11 +15,13 @@ from emulators.runpod.catalog import Catalog
 from emulators.runpod.control import Control
 from emulators.runpod.door import Door
 from emulators.runpod.faults import Fault
-from emulators.runpod.platform import Network, Platform
+from emulators.runpod.platform import Platform
 from emulators.runpod.pods import PodTruth
 from emulators.runpod.registry import ImageRegistry
 from emulators.runpod.settings import Image, Settings, find_spec
 from emulators.runpod.validation import Contract
+from standins.s3_faults import S3FaultProxy
+from starlette.types import ASGIApp
 
 
 class FaultOrders:
@@ -49,14 +51,14 @@ class Emulator:
 
     def __init__(
         self, *, images: Mapping[str, Image], state_dir: Path, settings: Settings, spec: Path | None,
-        network: Network | None, port: int = 0,
+        network: S3FaultProxy | None, port: int = 0,
     ) -> None:  # fmt: skip
         self._platform = Platform(images=images, state_dir=state_dir, settings=settings, network=network)
         self.registry = ImageRegistry()
         self.faults = FaultOrders(self._platform)
         self._door = Door(self._platform, Contract(spec) if spec is not None else None)
         control = Control(self._platform, self._door, self.registry)
-        applications = [self._door, control.app(), self.registry.app()]
+        applications: list[ASGIApp] = [self._door, control.app(), self.registry.app()]
         sockets = [_listening(port), _listening(), _listening()]
         self.url, self.control_url, self.registry_url = (
             f"http://127.0.0.1:{bound.getsockname()[1]}" for bound in sockets
@@ -91,8 +93,8 @@ class Emulator:
 
     @property
     def violations(self) -> list[str]:
-        """Answers of the emulator that its contract does not allow: mistakes of the emulator."""
-        return self._door.violations
+        """Mistakes of the emulator: answers that its contract does not allow, errors of its own."""
+        return self._platform.mistakes
 
     @property
     def requests(self) -> list[dict[str, Any]]:
@@ -140,14 +142,15 @@ def serve(
     images: Mapping[str, Image] | None = None,
     spec: Path | None = None,
     settings: Settings | None = None,
-    network: Network | None = None,
+    network: S3FaultProxy | None = None,
     port: int = 0,
 ) -> Iterator[Emulator]:
     """Run the emulator until the block ends.
 
     images: from patterns (as file names have them) of image references to how they run; without it every
     image is the training image, run from this checkout. spec: RunPod's OpenAPI file, looked for where
-    `settings.find_spec` says; without the file nothing is validated. network: a proxy to the S3 server.
+    `settings.find_spec` says; without the file nothing is validated. network: the proxy that
+    the pods' store is reached through; each pod gets a port of its own.
     """
     emulator = Emulator(
         images={"*": Image()} if images is None else images,

@@ -7,11 +7,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emulators.runpod.pods import Pod, public_port
-from emulators.runpod.settings import REPOSITORY, Image
+from emulators.runpod.settings import REPOSITORY
 
 _SECRET = re.compile(r"\{\{\s*RUNPOD_SECRET_([A-Za-z_][A-Za-z0-9_.\-/]*)\s*\}\}")
 
@@ -65,9 +65,9 @@ def platform_environment(pod: Pod) -> dict[str, str]:
     return environment
 
 
-def command_line(image: Image, args: str) -> list[str]:
-    """`args` replaces the image's command, or, as a JSON object, its entry point too."""
+def command_line(entrypoint: Sequence[str], command: Sequence[str], args: str) -> list[str]:
+    """`args` replaces an image's command, or, as a JSON object, its entry point too."""
     if args.lstrip().startswith("{"):
         wanted = json.loads(args)
-        return [*wanted.get("entrypoint", image.entrypoint), *wanted.get("cmd", image.command)]
-    return [*image.entrypoint, *(shlex.split(args) or image.command)]
+        return [*wanted.get("entrypoint", entrypoint), *wanted.get("cmd", command)]
+    return [*entrypoint, *(shlex.split(args) or command)]

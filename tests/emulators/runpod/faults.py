@@ -132,9 +132,9 @@ class Faults:
                 for facts in choices
             ]
             if None not in met:
-                for ordered in dict.fromkeys(met):
+                for ordered in dict.fromkeys(filter(None, met)):
                     ordered.use()
-            return [ordered and ordered.fault for ordered in met]
+            return [ordered.fault if ordered else None for ordered in met]
 
     def take_every(self, *kinds: Kind, **facts: str) -> list[Fault]:
         """All faults that meet these facts."""

@@ -6,14 +6,16 @@ import dataclasses
 import datetime
 import fnmatch
 import json
+import os
 import secrets
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from emulators.runpod.buildah import Buildah
+from emulators.runpod import buildah
 from emulators.runpod.catalog import DATA_CENTERS, Catalog, Gpu, cuda_version
 from emulators.runpod.environment import (
     base_environment,
@@ -25,25 +27,13 @@ from emulators.runpod.faults import POD_KINDS, Fault, Faults
 from emulators.runpod.logs import timestamp
 from emulators.runpod.pods import ACTIONS, Membership, Placement, Pod
 from emulators.runpod.problems import NO_CAPACITY, Problem, not_found
+from emulators.runpod.processes import StartFailed
 from emulators.runpod.settings import Image, Settings
+from standins.s3_faults import S3FaultProxy
 
 _MOST_ENV = 50
 _CPU_USD_PER_VCPU_H = 0.04
 _ID_LETTERS = "abcdefghijkmnpqrstuvwxyz0123456789"
-
-
-class Network(Protocol):
-    """Where the pods' way to the S3 server can be cut: `url` is what a client of the store is given."""
-
-    url: str
-
-    def port_for(self, name: str) -> int: ...
-
-    def block(self, name: str) -> None: ...
-
-    def add(self, kind: str, **fields: Any) -> Any: ...
-
-    def clear(self) -> None: ...
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -76,7 +66,12 @@ class Platform:
     """Everything the routes answer from."""
 
     def __init__(
-        self, *, images: Mapping[str, Image], state_dir: Path, settings: Settings, network: Network | None
+        self,
+        *,
+        images: Mapping[str, Image],
+        state_dir: Path,
+        settings: Settings,
+        network: S3FaultProxy | None,
     ) -> None:
         self.settings = settings
         self.catalog = Catalog()
@@ -88,9 +83,9 @@ class Platform:
         self.registries: dict[str, str] = {}
         self.pods: dict[str, Pod] = {}
         self.clusters: dict[str, Cluster] = {}
+        self.mistakes: list[str] = []
         self.network = network
         self._state_dir = state_dir
-        self._buildah = Buildah()
         self._lock = threading.RLock()
 
     # -- pods --------------------------------------------------------------------------------------
@@ -207,18 +202,22 @@ class Platform:
 
     # -- what pods ask -----------------------------------------------------------------------------
 
-    def command(self, pod: Pod) -> Sequence[str] | None:
+    def has_image(self, pod: Pod) -> bool:
+        return self._image(pod) is not None
+
+    def container(self, pod: Pod) -> tuple[Sequence[str], Mapping[str, str]]:
         image = self._image(pod)
         if image is None:
-            return None
+            raise StartFailed(f"no such image: {pod.request['image']}")
         args = pod.request.get("args", "")
-        if image.buildah is not None:
-            return self._buildah.command(pod.id, image.buildah, args, self.environment(pod))
-        return command_line(image, args)
+        if image.buildah is None:
+            environment = {**base_environment(pod.container_folder), **self._environment(pod, image)}
+            return command_line(image.entrypoint, image.command, args), environment
+        command = buildah.command(pod.id, image.buildah, args, self._environment(pod, image))
+        return command, os.environ
 
-    def environment(self, pod: Pod) -> Mapping[str, str]:
-        image = self._image(pod)
-        assert image is not None
+    def _environment(self, pod: Pod, image: Image) -> dict[str, str]:
+        """What the image does not bring itself."""
         values = {name: secret["value"] for name, secret in self.secrets.items()}
         asked = with_secrets(pod.request.get("env", {}), values)
         if self.network is not None:
@@ -228,7 +227,6 @@ class Platform:
                 name: own if value.rstrip("/") == self.network.url else value for name, value in asked.items()
             }
         return {
-            **base_environment(pod.container_folder),
             "RUNPOD_API_URL": self.api_url,
             **image.environment,
             **asked,
@@ -236,18 +234,23 @@ class Platform:
         }
 
     def cut_off(self, pod: Pod) -> None:
-        if self.network is None:
-            raise ValueError("the emulator was started without an S3 proxy: nothing can be cut off")
+        assert self.network is not None
         self.network.block(pod.id)
 
+    def wipe(self, pod: Pod) -> None:
+        shutil.rmtree(pod.container_folder)
+        self._remove_container(pod)
+
+    def report(self, mistake: str) -> None:
+        self.mistakes.append(mistake)
+
     def gone(self, pod: Pod) -> None:
+        """Its folder stays, for who wants to see."""
         place = pod.placement
         if place.gpu is not None:
             with self._lock:
                 self.catalog.take(place.gpu.id, place.data_center, place.cloud, -place.count)
-        image = self._image(pod)
-        if image is not None and image.buildah is not None:
-            self._buildah.remove(pod.id)
+        self._remove_container(pod)
 
     # -- keys, secrets, faults, the end ---------------------------------------------------------------------
 
@@ -267,7 +270,10 @@ class Platform:
         return self.secrets[name]
 
     def fault(self, fault: Fault) -> str:
-        """Order a fault. One of a pod that exists strikes without waiting for a request; returns its id."""
+        """Order a fault. One of a pod that exists strikes without waiting for a request; returns its id.
+        Raises ValueError where there is no network to lose."""
+        if fault.kind == "network" and self.network is None:
+            raise ValueError("the emulator was started without an S3 proxy: nothing can be cut off")
         pod = self.pods.get(fault.pod)
         id = self.faults.add(fault.kind, **fault.model_dump(exclude={"kind"}))
         if pod is not None and fault.kind in POD_KINDS:
@@ -279,6 +285,11 @@ class Platform:
         with self._lock:
             pods = [pod for pod in self.pods.values() if pod.is_there]
         _each_on_a_thread([pod.close for pod in pods])
+
+    def _remove_container(self, pod: Pod) -> None:
+        image = self._image(pod)
+        if image is not None and image.buildah is not None:
+            buildah.remove(pod.id)
 
     # -- placing -----------------------------------------------------------------------------------
 

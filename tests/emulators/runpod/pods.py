@@ -7,9 +7,9 @@ import datetime
 import heapq
 import itertools
 import queue
-import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,15 +78,23 @@ class Platform(Protocol):
 
     settings: Settings
 
-    def command(self, pod: Pod) -> Sequence[str] | None:
-        """How the pod's container is started here; None for an image that nobody has."""
-        ...
+    def has_image(self, pod: Pod) -> bool: ...
 
-    def environment(self, pod: Pod) -> Mapping[str, str]: ...
+    def container(self, pod: Pod) -> tuple[Sequence[str], Mapping[str, str]]:
+        """How the pod's container is started here: command and environment. Raises StartFailed."""
+        ...
 
     def cut_off(self, pod: Pod) -> None: ...
 
+    def wipe(self, pod: Pod) -> None:
+        """The pod's container disk goes."""
+        ...
+
     def gone(self, pod: Pod) -> None: ...
+
+    def report(self, mistake: str) -> None:
+        """Of the emulator's own."""
+        ...
 
 
 class Pod:
@@ -300,11 +308,15 @@ class Pod:
         while self._ended is None:
             timeout = max(0.0, self._steps[0][0] - time.monotonic()) if self._steps else None
             try:
-                self._inbox.get(timeout=timeout)()
+                step = self._inbox.get(timeout=timeout)
             except queue.Empty:
                 _, _, epoch, step = heapq.heappop(self._steps)
-                if epoch in (None, self._epoch):
-                    step()
+                if epoch not in (None, self._epoch):
+                    continue
+            try:
+                step()
+            except Exception:
+                self._platform.report(f"pod {self.id}: {traceback.format_exc()}")
 
     def _order(self, step: Callable[[], None]) -> None:
         self._inbox.put(step)
@@ -322,7 +334,7 @@ class Pod:
     def _pull(self) -> None:
         image = self.request["image"]
         self.logs.say("system", f"create container {image}")
-        if self._pull_fails or self._platform.command(self) is None:
+        if self._pull_fails or not self._platform.has_image(self):
             self.logs.say("system", f"failed to pull image: manifest for {image} not found")
             self._stay_pulling()
         elif self._pull_stuck:
@@ -348,12 +360,10 @@ class Pod:
                     "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.2, please "
                     "update your driver to a newer version"
                 )
-            command = self._platform.command(self)
-            if command is None:
-                raise StartFailed(f"no such image: {image}")
+            command, environment = self._platform.container(self)
             self._container = Container(
                 command,
-                environment=self._platform.environment(self),
+                environment=environment,
                 folder=self.container_folder,
                 on_line=lambda line: self.logs.say("container", line),
                 on_end=lambda container: self._order(lambda: self._exited(container)),
@@ -375,12 +385,15 @@ class Pod:
     def _end_container(self, *, grace_s: float | None = None) -> None:
         self._epoch += 1
         container, self._container, self._container_since = self._container, None, None
-        if container is not None and grace_s is None:
+        if container is None:
+            return
+        if grace_s is None:
             container.kill()
-        elif container is not None:
+        else:
             container.terminate(grace_s=grace_s)
 
     def _stop(self) -> None:
+        self.status = "EXITED"
         self.logs.say("system", "stop container")
         self._end_container(grace_s=self._platform.settings.stop_grace_s)
         self.logs.forget_container()
@@ -389,7 +402,7 @@ class Pod:
         """With an empty container disk."""
         self._end_container(grace_s=self._platform.settings.stop_grace_s)
         self.logs.forget_container()
-        shutil.rmtree(self.container_folder)
+        self._platform.wipe(self)
         self.container_folder.mkdir()
         self._pull()
 
@@ -398,8 +411,8 @@ class Pod:
         self._start_container()
 
     def _terminate(self) -> None:
-        self.status = "TERMINATED"
         self._stop()
+        self.status = "TERMINATED"
         self.logs.say("system", "remove container")
         self._gone()
 
@@ -418,8 +431,10 @@ class Pod:
 
     def _gone(self) -> None:
         self._ended = time.monotonic()
-        self.deleted_at = datetime.datetime.now(datetime.UTC)
-        self._platform.gone(self)
+        try:
+            self._platform.gone(self)
+        finally:
+            self.deleted_at = datetime.datetime.now(datetime.UTC)
 
 
 def public_port(private: int) -> int:

@@ -92,7 +92,8 @@ def act_on_pod(call: Call) -> Answer:
 def pod_logs(call: Call) -> Answer:
     pod = call.platform.pod(call.path["id"])
     fault = call.platform.faults.take("logs_hang", pod=pod.id)
-    return Answer(events=_follow(pod, _backlog(call, pod), call.query.get("source"), fault and fault.lines))
+    at_most = fault.lines if fault else None
+    return Answer(events=_follow(pod, _backlog(call, pod), call.query.get("source"), at_most))
 
 
 def _backlog(call: Call, pod: Pod) -> list[Line]:

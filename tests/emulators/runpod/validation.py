@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 _SPEC = "urn:runpod"
@@ -105,7 +105,7 @@ class Contract:
 
     def __init__(self, path: Path) -> None:
         self._spec = _with_additions(json.loads(path.read_text(encoding="utf-8")))
-        resource = Resource(contents=self._spec, specification=DRAFT202012)
+        resource = DRAFT202012.create_resource(self._spec)
         self._registry = Registry().with_resource(_SPEC, resource)
 
     def request_errors(self, method: str, route: str, body: Any) -> list[str]:
