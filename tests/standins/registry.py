@@ -193,19 +193,42 @@ def running_token_server(folder: Path, *, anonymous: bool = False) -> Iterator[d
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tokens)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        realm = f"http://127.0.0.1:{server.server_port}/token"
+    with _serving(Tokens) as address:
         yield {
             "token": {
-                "realm": realm,
+                "realm": f"http://{address}/token",
                 "service": "test registry",
                 "issuer": "tests",
                 "rootcertbundle": str(certificate),
             }
         }
+
+
+@contextlib.contextmanager
+def running_server(status: int, body: bytes) -> Iterator[str]:
+    """A server with one answer for everybody; its address."""
+
+    class Same(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with _serving(Same) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

@@ -125,22 +125,25 @@ class _Registry:
 
     def pin(self) -> PinnedImage:
         digest, manifest = self._document("manifests", self._name.digest or self._name.tag or "")
-        image = manifest
-        if "manifests" in manifest:
-            for entry in manifest["manifests"]:
-                platform = entry.get("platform", {})
-                if (platform.get("os"), platform.get("architecture")) == PLATFORM:
-                    _, image = self._document("manifests", entry["digest"])
-                    break
-            else:
-                raise self._wrong_platform()
-        if "config" not in image or "layers" not in image:
-            raise ImageError(f"{self._name} is no container image: its manifest has no config and layers")
-        _, config = self._document("blobs", image["config"]["digest"])
+        try:
+            image = self._for_platform(manifest)
+            _, config = self._document("blobs", image["config"]["digest"])
+            size = sum(part["size"] for part in (image["config"], *image["layers"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ImageError(f"{self._name} is no container image: its manifest lacks {error}") from error
         if (config.get("os"), config.get("architecture")) != PLATFORM:
             raise self._wrong_platform()
-        size = sum(part["size"] for part in (image["config"], *image["layers"]))
         return PinnedImage(name=self._name, digest=digest, size_bytes=size, created=config.get("created"))
+
+    def _for_platform(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """An image's manifest as it is; of an index that of the image that the machines pull."""
+        if "manifests" not in manifest:
+            return manifest
+        for entry in manifest["manifests"]:
+            platform = entry.get("platform", {})
+            if (platform.get("os"), platform.get("architecture")) == PLATFORM:
+                return self._document("manifests", entry["digest"])[1]
+        raise self._wrong_platform()
 
     def _document(self, kind: str, reference: str) -> tuple[str, dict[str, Any]]:
         """A manifest or a config, and its digest; what was asked for by digest is what comes."""
@@ -207,11 +210,8 @@ class _Registry:
             raise self._no_registry(f"{realm} gives no token: {error}") from error
 
     def _refused(self) -> ImageError:
-        who = (
-            "nobody in particular"
-            if self._credentials is None
-            else (f"{self._credentials.username} (from {self._credentials.source})")
-        )
+        login = self._credentials
+        who = f"{login.username} (from {login.source})" if login else "an anonymous client"
         return ImageError(
             f"{self._name.registry} does not show {self._name} to {who}: it is private, or not there. "
             f"`docker login {self._name.registry}` (or podman's, or buildah's), or set {USERNAME_ENV} and "

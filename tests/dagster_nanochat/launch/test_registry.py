@@ -19,6 +19,7 @@ from standins.registry import (
     free_port,
     password_auth,
     running_registry,
+    running_server,
     running_token_server,
 )
 
@@ -158,18 +159,31 @@ def test_where_no_registry_answers_the_message_names_it() -> None:
         resolve_image(f"{address}/team/nanochat:1")
 
 
-def test_a_server_that_is_no_registry_is_told_apart(home: Path) -> None:
-    with running_token_server(home, anonymous=True) as auth:
-        address = auth["token"]["realm"].split("/")[2]
-        with pytest.raises(ImageError, match=rf"{address}/team/x:1"):
-            resolve_image(f"{address}/team/x:1")
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, b"<html>welcome</html>", "no registry answers at .* no JSON"),
+        (200, b"[]", "no registry answers at .* no JSON object"),
+        (200, b"{}", "is no container image: its manifest lacks 'config'"),
+        (200, b'{"manifests": [1]}', "is no container image"),
+        (401, b"who?", "to an anonymous client"),
+        (429, b"slow down", "answered 429 'slow down'; try again later"),
+        (503, b"", "answered 503 ''; try again later"),
+    ],
+)
+def test_what_is_no_registry_or_no_image_is_told_apart(status: int, body: bytes, said: str) -> None:
+    with running_server(status, body) as address, pytest.raises(ImageError, match=said) as caught:
+        resolve_image(f"{address}/team/x:1")
+    assert f"{address}/team/x:1" in str(caught.value)
 
 
 # -- permission --
 
 
 def test_a_private_image_is_not_shown_to_nobody(private: Registry) -> None:
-    with pytest.raises(ImageError, match=r"does not show .*team/private:1 to nobody.*docker login"):
+    with pytest.raises(
+        ImageError, match=r"does not show .*team/private:1 to an anonymous client.*docker login"
+    ):
         resolve_image(f"{private.address}/team/private:1")
 
 
@@ -210,7 +224,7 @@ def test_a_credential_helper_is_asked(private: Registry, home: Path, monkeypatch
         monkeypatch.setenv("KNOWN", private.address)
         assert resolve_image(f"{private.address}/team/private:1").digest
         monkeypatch.setenv("KNOWN", "another")
-        with pytest.raises(ImageError, match="to nobody"):
+        with pytest.raises(ImageError, match="to an anonymous client"):
             resolve_image(f"{private.address}/team/private:1")
     (home / "docker" / "config.json").write_text('{"credsStore": "nothere"}')
     with pytest.raises(ImageError, match="docker-credential-nothere does not answer"):
@@ -228,7 +242,7 @@ def test_a_login_that_cannot_be_read_is_told_with_its_file(registry: Registry, h
 def test_a_registry_with_a_token_server_is_answered_with_a_token(seeded: Path, home: Path) -> None:
     with running_token_server(home) as auth, running_registry(seeded, auth=auth) as registry:
         image = f"{registry.address}/team/private:1"
-        with pytest.raises(ImageError, match="to nobody"):
+        with pytest.raises(ImageError, match="to an anonymous client"):
             resolve_image(image)
         log_in(home / "docker" / "config.json", registry.address)
         assert resolve_image(image).digest
