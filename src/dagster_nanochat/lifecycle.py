@@ -127,7 +127,13 @@ def _train_stage(
     offers = with_capacity(context, launcher, what, lambda: launcher.offers(request, work.flops))
     best = offers[0]
     plan = plan_stage(
-        recipe, stage, states, store, flops_per_s=best.flops_per_s, usd_per_h=best.price_usd_per_h
+        recipe,
+        stage,
+        states,
+        store,
+        flops_per_s=best.flops_per_s,
+        usd_per_h=best.price_usd_per_h,
+        start_h=best.start_h,
     )
     check_estimate(context, config, recipe, plan, best, cap_usd(context, config, store, recipe))
     require_upstream(before, states, recipe.name)
@@ -158,7 +164,7 @@ def _train_stage(
 
 def _affordable(offers: Sequence[Offer], flops: float | None, cap: Cap) -> list[Offer]:
     """Those on which the work is estimated at no more than the cap. Raises AttemptFailed."""
-    found = [offer for offer in offers if offer.hours(flops or 0.0) * offer.price_usd_per_h <= cap.usd]
+    found = [offer for offer in offers if offer.dollars(flops or 0.0) <= cap.usd]
     if not found:
         raise AttemptFailed(Failure.NO_CAPACITY, f"every offer that is left would cost more than {cap.name}")
     return found

@@ -40,7 +40,13 @@ def plan_result(
         raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
     best = offers[0]
     plan = plan_stage(
-        recipe, stage, states, opened, flops_per_s=best.flops_per_s, usd_per_h=best.price_usd_per_h
+        recipe,
+        stage,
+        states,
+        opened,
+        flops_per_s=best.flops_per_s,
+        usd_per_h=best.price_usd_per_h,
+        start_h=best.start_h,
     )
     hours = "?" if plan.hours is None else f"{plan.hours:.2f} h"
     context.log.info(f"{stage}: plan: {plan.steps} steps, {plan.tokens or 0:,} tokens, about {hours}")

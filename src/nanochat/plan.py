@@ -116,15 +116,16 @@ def plan_stage(
     *,
     flops_per_s: float,
     usd_per_h: float = 0.0,
+    start_h: float = 0.0,
 ) -> StagePlan:
-    """The plan of one stage."""
+    """The plan of one stage on a machine that trains at `flops_per_s`, `start_h` after it is had."""
     state = states[stage]
     steps, tokens, estimated = _work(recipe, stage, states, store)
     flops = hours = None
     memory = disk = None
     if tokens is not None:
         flops = float(tokens) * costs.flops_per_token(recipe.model, recipe.tokenizer.vocab_size)
-        hours = flops / flops_per_s / 3600
+        hours = start_h + flops / flops_per_s / 3600
         memory = costs.training_memory_bytes(
             recipe.model, recipe.tokenizer.vocab_size, recipe.hardware.device_batch_rows
         )

@@ -40,24 +40,27 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A machine that could be had: `flops_per_s` is what training gets out of it in all."""
+    """A machine that could be had: `flops_per_s` is what training gets out of it in all, `start_h` what
+    passes, and is paid for, before it trains."""
 
     name: str
     price_usd_per_h: float
     flops_per_s: float
+    start_h: float = 0.0
 
     def hours(self, flops: float) -> float:
-        """Until so much work is done, with what comes before it."""
-        return flops / self.flops_per_s / 3600
+        return self.start_h + flops / self.flops_per_s / 3600
+
+    def dollars(self, flops: float) -> float:
+        return self.hours(flops) * self.price_usd_per_h
 
     def row(self, flops: float | None) -> dict[str, str | float | None]:
         """As a line of a table: what `flops` would take."""
-        hours = self.hours(flops) if flops else None
         return {
             "offer": self.name,
             "usd_per_h": self.price_usd_per_h,
-            "hours": hours,
-            "usd": None if hours is None else hours * self.price_usd_per_h,
+            "hours": None if flops is None else self.hours(flops),
+            "usd": None if flops is None else self.dollars(flops),
         }
 
 

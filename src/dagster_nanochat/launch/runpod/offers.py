@@ -29,7 +29,7 @@ TOO_OLD = ("V100",)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunPodOffer(Offer):
     """`nodes` machines of `gpu_count` GPUs. price_usd_per_h is for all of them with their disks, of which
-    disk_usd_per_h. memory_gib: of each GPU. The estimates are of the FLOPs asked about, if any were."""
+    disk_usd_per_h. memory_gib: of each GPU."""
 
     gpu_type_id: str
     gpu_count: int
@@ -39,11 +39,6 @@ class RunPodOffer(Offer):
     stock: Stock
     disk_usd_per_h: float
     data_center_ids: tuple[str, ...]
-    estimated_h: float | None
-    estimated_usd: float | None
-
-    def hours(self, flops: float) -> float:
-        return START_H + super().hours(flops)
 
     def row(self, flops: float | None) -> dict[str, str | float | None]:
         return {**super().row(flops), "stock": self.stock.value}
@@ -138,21 +133,7 @@ def sift(
             rejections.append(verdict)
         else:
             offers.append(verdict)
-    return sorted(offers, key=_rank), rejections
-
-
-def offers_table(offers: Sequence[RunPodOffer]) -> list[dict[str, str]]:
-    """Rows for a person, in the order given."""
-    return [
-        {
-            "offer": offer.name,
-            "$/h": f"{offer.price_usd_per_h:.2f}",
-            "estimated hours": "?" if offer.estimated_h is None else f"{offer.estimated_h:.2f}",
-            "estimated $": "?" if offer.estimated_usd is None else f"{offer.estimated_usd:.2f}",
-            "stock": offer.stock.value,
-        }
-        for offer in offers
-    ]
+    return sorted(offers, key=lambda offer: _rank(offer, flops)), rejections
 
 
 def _judge(
@@ -192,13 +173,11 @@ def _judge(
     if not _has_cuda(gpu_type, settings.min_cuda_version):
         return rejected(f"none free with CUDA {settings.min_cuda_version} or later", scarce=True)
     speed = GPU_SHARE * settings.nodes * gpus * (peak_bf16_flops(gpu_type.id) or UNKNOWN_GPU_FLOPS)
-    hours = None if flops is None else START_H + flops / speed / 3600
-    if hours is not None and settings.deadline_h and hours > settings.deadline_h:
-        return rejected(f"takes longer than deadline_h, {settings.deadline_h:g} h")
-    return RunPodOffer(
+    offer = RunPodOffer(
         name=name,
         price_usd_per_h=price,
         flops_per_s=speed,
+        start_h=START_H,
         gpu_type_id=gpu_type.id,
         gpu_count=gpus,
         nodes=settings.nodes,
@@ -207,16 +186,16 @@ def _judge(
         stock=stock,
         disk_usd_per_h=disk_usd_per_h,
         data_center_ids=settings.data_center_ids,
-        estimated_h=hours,
-        estimated_usd=None if hours is None else hours * price,
     )
+    if flops is not None and settings.deadline_h and offer.hours(flops) > settings.deadline_h:
+        return rejected(f"takes longer than deadline_h, {settings.deadline_h:g} h")
+    return offer
 
 
-def _rank(offer: RunPodOffer) -> tuple[float, float, str, str]:
-    """Expected dollars to finish, dearer where stock is low; then the price, then the name."""
-    usd = offer.estimated_usd
-    if usd is None:
-        usd = offer.price_usd_per_h / offer.flops_per_s
+def _rank(offer: RunPodOffer, flops: float | None) -> tuple[float, float, str, str]:
+    """Expected dollars to finish (without FLOPs: of one), dearer where stock is low; then the price,
+    then the name."""
+    usd = offer.price_usd_per_h / offer.flops_per_s if flops is None else offer.dollars(flops)
     return usd * SCARCITY[offer.stock], offer.price_usd_per_h, offer.gpu_type_id, offer.cloud
 
 

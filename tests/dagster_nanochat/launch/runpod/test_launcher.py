@@ -63,7 +63,7 @@ def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert [pod.id for pod in emulator.pods() if pod.deleted_at is None] == []
         charged = sum(pod.charged_usd for pod in emulator.pods())
         accounted = sum(entry.dollars() for entry in entries(project.store) if entry.token not in before)
-        assert accounted >= charged > 0
+        assert accounted >= charged
 
 
 def _path() -> list[str]:
@@ -102,7 +102,7 @@ def test_no_capacity_goes_to_the_next_offer_and_a_refused_request_ends_the_stage
     refused = run("tiny", force=True)
     assert not refused.end(within_s=120).succeeded
     assert "BAD_REQUEST" in refused.reason
-    assert "Request validation failed." in refused.reason
+    assert "Request validation failed (request " in refused.reason
     assert runpod.pods() == []
     built = run("tiny", force=True)
     assert built.end(within_s=120).succeeded, built.reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,6 @@ from dagster_nanochat.launch.runpod.offers import (
     START_H,
     NoOffer,
     find_offers,
-    offers_table,
     rank_offers,
     sift,
 )
@@ -68,9 +66,8 @@ def test_an_offer_is_the_whole_machine() -> None:
     assert offer.price_usd_per_h == pytest.approx(24.01)
     assert offer.flops_per_s == pytest.approx(8 * 989e12 * GPU_SHARE)
     hours = FLOPS / (8 * 989e12 * GPU_SHARE) / 3600
-    assert offer.hours(FLOPS) == pytest.approx(hours)
-    assert offer.estimated_h == pytest.approx(hours + START_H)
-    assert offer.estimated_usd == pytest.approx((hours + START_H) * 24.01)
+    assert offer.hours(FLOPS) == pytest.approx(hours + START_H)
+    assert offer.dollars(FLOPS) == pytest.approx((hours + START_H) * 24.01)
     assert (offer.cloud, offer.memory_gib, offer.stock) == ("SECURE", 80, Stock.HIGH)
 
 
@@ -102,7 +99,6 @@ def test_without_flops_the_cheapest_flop_comes_first() -> None:
     lines = [_line(L4, 0.5), _line(H100, 3.0)]
     offers = rank_offers(lines, ONE, RunPodSettings())
     assert [offer.gpu_type_id for offer in offers] == [H100, L4]
-    assert [(offer.estimated_h, offer.estimated_usd) for offer in offers] == [(None, None)] * 2
 
 
 def test_scarce_machines_must_be_cheaper_to_come_first() -> None:
@@ -114,7 +110,7 @@ def test_scarce_machines_must_be_cheaper_to_come_first() -> None:
     # The preference is not in the estimate.
     [low] = rank_offers([_line(H100, 3.0, availability="LOW")], ONE, RunPodSettings(), FLOPS)
     [high] = rank_offers([_line(H100, 3.0)], ONE, RunPodSettings(), FLOPS)
-    assert low.estimated_usd == high.estimated_usd
+    assert low.dollars(FLOPS) == high.dollars(FLOPS)
 
 
 def test_a_gpu_that_is_not_known_counts_as_the_slowest_that_is() -> None:
@@ -236,18 +232,18 @@ def test_reasons_are_told_once_for_all_that_they_hold_for() -> None:
         rank_offers([], ONE, RunPodSettings(), FLOPS)
 
 
-def test_the_table_is_in_the_order_of_the_offers() -> None:
+def test_an_offer_is_a_line_of_a_table() -> None:
     offers = rank_offers([_line(L4, 0.5, availability="LOW"), _line(H100, 3.0)], ONE, RunPodSettings(), FLOPS)
-    rows = offers_table(offers)
+    rows = [offer.row(FLOPS) for offer in offers]
     assert [row["stock"] for row in rows] == ["HIGH", "LOW"]
     assert rows[0] == {
         "offer": "1 x NVIDIA H100 80GB HBM3 (secure cloud)",
-        "$/h": "3.00",
-        "estimated hours": "28.29",
-        "estimated $": "84.86",
+        "usd_per_h": 3.0,
+        "hours": pytest.approx(28.29, abs=0.01),
+        "usd": pytest.approx(84.86, abs=0.01),
         "stock": "HIGH",
     }
-    assert json.dumps(offers_table(rank_offers([_line(H100)], ONE, RunPodSettings()))).count("?") == 2
+    assert {offers[0].row(None)[name] for name in ("hours", "usd")} == {None}
 
 
 @pytest.mark.parametrize(
