@@ -28,8 +28,8 @@ from nanochat.events import EventStream
 from nanochat.failures import Failure
 from nanochat.machine import driver_cuda, this_machine
 from nanochat.store import ObjectStore, PreconditionFailed, StoreError, open_store
-from nanochat.store.documents import Document
-from nanochat.store.leases import machine_name
+from nanochat.store.documents import Document, DocumentError
+from nanochat.store.leases import LeaseHeld, machine_name
 from nanochat.supervisor import EventShipper, supervise
 from nanochat.training.job import Rented, TrainingJob
 
@@ -112,16 +112,31 @@ class Claim(Document):
 def run_attempt(environment: Mapping[str, str]) -> None:
     """Run the attempt that the environment names, where no machine has begun it.
 
-    Raises what reading the store and the job raises.
+    Raises what reading the store and the job raises, after the attempt's events tell of it.
     """
     store = open_store(environment[STORE_ENV])
+    attempt = environment[JOB_ENV].removesuffix("/job.json")
+    try:
+        _run_attempt(store, attempt, environment)
+    except DocumentError as error:
+        hint = "is this image made from another revision than the one that launches it?"
+        _end_attempt(
+            store, attempt, Failure.BAD_REQUEST, f"the machine cannot read its job ({hint}): {error}"
+        )
+        raise
+    except LeaseHeld as error:
+        _end_attempt(store, attempt, Failure.LOST, str(error))
+        raise
+
+
+def _run_attempt(store: ObjectStore, attempt: str, environment: Mapping[str, str]) -> None:
     job = _read_patiently(store, environment[JOB_ENV])
     machine = environment.get(environment.get(MACHINE_ENV, ""), "") or machine_name()
-    owner = _claim(store, job, machine)
+    owner = _claim(store, attempt, machine)
     if owner == machine:
         _end_attempt(
             store,
-            job,
+            attempt,
             Failure.LOST,
             "the container was started again: its first process had ended without a word, as it does when "
             "memory runs out or the host fails",
@@ -132,14 +147,14 @@ def run_attempt(environment: Mapping[str, str]) -> None:
         return
     problem = broken_promise(job.rented) if job.rented else None
     if problem:
-        _end_attempt(store, job, Failure.NOT_READY, problem)
+        _end_attempt(store, attempt, Failure.NOT_READY, problem)
         return
     supervise(store, job)
 
 
-def _claim(store: ObjectStore, job: TrainingJob, machine: str) -> str | None:
+def _claim(store: ObjectStore, attempt: str, machine: str) -> str | None:
     """None if the attempt is this machine's now, else whose it was already."""
-    key = f"{job.attempt_prefix}/machine.json"
+    key = f"{attempt}/machine.json"
     try:
         store.put(key, Claim(machine=machine).to_bytes(), if_absent=True)
     except PreconditionFailed:
@@ -181,9 +196,9 @@ def _read_patiently(store: ObjectStore, key: str) -> TrainingJob:
             time.sleep(_RETRY_EVERY_S)
 
 
-def _end_attempt(store: ObjectStore, job: TrainingJob, failure: Failure, message: str) -> None:
+def _end_attempt(store: ObjectStore, attempt: str, failure: Failure, message: str) -> None:
     """Say that the attempt is over, unless it has said so itself."""
-    key = f"{job.attempt_prefix}/events.jsonl"
+    key = f"{attempt}/events.jsonl"
     if any(event["type"] in ("finished", "failed") for event in EventStream(store, key).all()):
         return
     shipper = EventShipper(store, key, Path(os.devnull))

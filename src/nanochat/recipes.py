@@ -234,11 +234,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
 class Hardware:
-    """What to run on. Never part of a fingerprint."""
+    """What to run on. Never part of a fingerprint. runpod: settings of that launcher for this model."""
 
     gpus: PositiveInt = 1
     min_gpu_memory_gib: PositiveInt = 24
     device_batch_rows: PositiveInt = 16
+    runpod: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)

@@ -146,7 +146,6 @@ def resolve_settings(
     *,
     hardware: Hardware | None = None,
     environment: Mapping[str, str] = os.environ,
-    recipe: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> RunPodSettings:
     """The settings of all layers. None for a field means that the layer says nothing of it.
@@ -155,7 +154,7 @@ def resolve_settings(
     """
     layers: list[tuple[str, Mapping[str, Any]]] = [
         ("the environment", _from_environment(environment)),
-        ("the recipe", recipe or {}),
+        ("the recipe", hardware.runpod if hardware else {}),
         ("the run's config", run or {}),
     ]
     merged: dict[str, Any] = {}

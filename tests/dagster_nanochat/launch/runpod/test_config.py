@@ -48,7 +48,7 @@ def test_every_field_can_be_said_in_every_layer() -> None:
     whole = RunPodSettings.model_validate(said)
     texts = _environment(**{name: text for name, (_, text) in EVERY_FIELD.items()})
     assert resolve_settings(environment=texts) == whole
-    assert resolve_settings(environment={}, recipe=said) == whole
+    assert resolve_settings(environment={}, hardware=Hardware(runpod=said)) == whole
     assert resolve_settings(environment={}, run=said) == whole
 
 
@@ -60,9 +60,8 @@ def test_nothing_said_is_the_recipes_hardware() -> None:
 
 def test_a_later_layer_wins_field_by_field() -> None:
     settings = resolve_settings(
-        hardware=Hardware(gpus=8, min_gpu_memory_gib=80),
+        hardware=Hardware(gpus=8, min_gpu_memory_gib=80, runpod={"max_usd": 20, "gpu_type_ids": [H100]}),
         environment=_environment(gpu_count="4", max_usd="10", cloud_type="ALL", nodes="1"),
-        recipe={"max_usd": 20, "gpu_type_ids": [H100]},
         run={"max_usd": 30, "gpu_count": None},
     )
     assert settings == RunPodSettings(
@@ -73,7 +72,7 @@ def test_a_later_layer_wins_field_by_field() -> None:
 def test_variables_of_all_layers_are_put_together_and_the_later_wins() -> None:
     settings = resolve_settings(
         environment=_environment(env_variables='{"A": "1", "B": "1"}'),
-        recipe={"env_variables": {"B": "2", "C": "2"}},
+        hardware=Hardware(runpod={"env_variables": {"B": "2", "C": "2"}}),
         run={"env_variables": {"C": "3"}},
     )
     assert settings.env_variables == {"A": "1", "B": "2", "C": "3"}
@@ -115,7 +114,7 @@ def test_a_wrong_value_is_named_with_its_layer_and_what_is_allowed(
     name: str, value: Any, allowed: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        resolve_settings(environment={}, recipe={name: value})
+        resolve_settings(environment={}, hardware=Hardware(runpod={name: value}))
     for part in ("the recipe", name, allowed):
         assert part in str(caught.value)
     if isinstance(value, list):
@@ -137,7 +136,7 @@ def test_a_setting_that_there_is_not_is_named_with_the_nearest() -> None:
         resolve_settings(environment={"NANOCHAT_RUNPOD_MAX_PRICE": "1"})
     assert resolve_settings(environment={"NANOCHAT_RUNPOD_SPEC": "/a/file"}) == RunPodSettings()
     with pytest.raises(SettingsError, match="there are gpu_type_ids, gpu_count"):
-        resolve_settings(environment={}, recipe={"zzz": 1})
+        resolve_settings(environment={}, hardware=Hardware(runpod={"zzz": 1}))
 
 
 def test_a_variables_value_is_never_shown() -> None:
