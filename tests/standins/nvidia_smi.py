@@ -15,7 +15,7 @@ for gpu in $(seq {count}); do echo "$answer"; done
 
 
 def write(
-    folder: Path, *, count: int = 1, name: str = "NVIDIA L40S", memory_gib: int = 45, cuda: str = "12.9"
+    folder: Path, *, count: int = 1, name: str = "NVIDIA L40S", memory_gib: int = 45, cuda: str = "13.2"
 ) -> Path:
     """The folder to put first into the PATH. memory_gib: of each GPU."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,9 @@ CHECKPOINTS_KEPT = 2
 # compiled kernels, logs, the mixture of conversations).
 IMAGE_BYTES = 12 * GB
 MARGIN = 1.2
+# What torch of requirements-training.lock is built for runs with any driver of the same major version
+# (NVIDIA, "CUDA Compatibility", minor version compatibility).
+IMAGE_CUDA = "13.0"
 
 
 def _listed(value: Any) -> Any:
@@ -79,8 +82,8 @@ class RunPodSettings(BaseModel):
     min_ram_gib: float | None = Field(
         default=None, gt=0, description="Main memory of each machine: above 0 GiB; asked for by the GPU"
     )
-    min_cuda_version: CudaVersion | None = Field(
-        default=None, description="The least CUDA version of the host's driver, as in 12.8"
+    min_cuda_version: CudaVersion = Field(
+        default=IMAGE_CUDA, description="The least CUDA version of the host's driver, as in 12.8"
     )
     image_name: str | None = Field(
         default=None, min_length=1, description="An image in place of the project's own"

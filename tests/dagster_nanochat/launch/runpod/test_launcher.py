@@ -130,7 +130,7 @@ def test_a_machine_that_does_not_come_up_and_one_that_is_lost_are_replaced(
     told(training, "base of killed: NOT_READY: the machine does not come up: ")
     wait_for(lambda: training.said("base step 50: checkpoint"), within_s=120)
     *_, second = runpod.pods()
-    runpod.faults.add("vanishes", pod=second.name)
+    runpod.faults.add("vanishes", pod=second.id)
     wait_for(lambda: training.said("(2 of 4 tried)"), within_s=60)
     assert training.end(within_s=120).succeeded, training.reason
     told(training, "resuming from step ")
@@ -145,7 +145,7 @@ def test_terminate_gives_the_pod_back_within_half_a_minute(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
     training = run("slow", tags={"nanochat/max_usd": "1000"})
-    wait_for(lambda: training.said("base step 1/"), within_s=120)
+    wait_for(lambda: training.said("base: prepare"), within_s=90)
     training.cancel()
     assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
     (pod,) = runpod.pods()
@@ -156,7 +156,7 @@ def test_what_a_dead_orchestrator_left_is_adopted(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
     first = run("slow", in_process=True, tags={"nanochat/max_usd": "1000"})
-    wait_for(lambda: first.said("base step 1/"), within_s=120)
+    wait_for(lambda: first.said("base: prepare"), within_s=90)
     first.process.kill()
     second = run("slow", tags={"nanochat/max_usd": "1000"})
     wait_for(lambda: second.said("adopted the live attempt"), within_s=90)

@@ -48,7 +48,7 @@ def _document(gpu_id: str, usd: float = 1.0, **fields: Any) -> dict[str, Any]:
         "maxCount": {"secure": 8, "community": 4},
         "availability": "HIGH",
         "dataCenters": [{"id": "US-KS-2", "name": "Kansas", "availability": "HIGH"}],
-        "cudaVersions": [{"version": "12.8", "available": True}],
+        "cudaVersions": [{"version": "13.2", "available": True}],
     }
     return {**document, **fields}
 
@@ -142,7 +142,7 @@ REJECTED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"availability": "NONE"}, {}, "none free"),
     ({}, {"data_center_ids": ["EU-RO-1"]}, "none free in EU-RO-1"),
     ({"dataCenters": None}, {"data_center_ids": ["US-KS-2"]}, "none free in US-KS-2"),
-    ({}, {"min_cuda_version": "12.11"}, "none free with CUDA 12.11"),
+    ({}, {"min_cuda_version": "13.11"}, "none free with CUDA 13.11"),
     (
         {"cudaVersions": [{"version": "12.8", "available": True}, {"version": "13.0", "available": False}]},
         {"min_cuda_version": "13.0"},
