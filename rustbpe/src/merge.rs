@@ -10,12 +10,10 @@
 //! the right. A pair's count only falls after the merge that gave birth to it, which is what the queue
 //! and the lists build on.
 
-use std::ops::Range;
-
 use crate::Error;
-use crate::memory::prefetch;
 
 mod classes;
+mod joining;
 mod lists;
 mod neighbours;
 #[cfg(test)]
@@ -23,13 +21,16 @@ mod oracle;
 mod progress;
 mod queue;
 mod table;
+mod threads;
 mod words;
 
+use joining::{Joining, Stretch};
 use lists::Lists;
-use neighbours::Neighbours;
+use neighbours::Side;
 use progress::Progress;
-use table::{key_of, pair_of};
-use words::{MOST_POSITIONS, NO_TOKEN, Words};
+use table::{Place, key_of, pair_of};
+use threads::side_by_side;
+use words::{MOST_POSITIONS, Words};
 
 /// Two neighbouring tokens. Ids 0–255 are the bytes, 256 + n is the n-th merge.
 pub type Pair = (u32, u32);
@@ -45,11 +46,14 @@ pub enum Ties {
     HuggingFace,
 }
 
-/// Places of a list whose symbols are asked for ahead of their turn.
-const AHEAD: usize = 24;
+/// Places of a list that a thread looks at between two reports of progress.
+const PLACES_AT_A_TIME: usize = 1 << 16;
 
-/// Places of a list that are looked at between two reports of progress.
-const PLACES_AT_A_TIME: usize = 1 << 12;
+/// Places of a list that are worth waking another thread for.
+const PLACES_OF_A_THREAD: usize = 1 << 12;
+
+/// Threads that share a list. Each has a table of the tokens it meets.
+const MOST_THREADS: usize = 8;
 
 /// Learn `merges` merges, or as many as there are pairs to join. `counts` holds each word once; their order
 /// makes no difference.
@@ -126,88 +130,72 @@ struct Trainer {
     /// In bytes, by id.
     token_lengths: Vec<u32>,
     lists: Lists,
-    left: Neighbours,
-    right: Neighbours,
+    left: Side,
+    right: Side,
+    threads: usize,
 }
 
 impl Trainer {
     fn new<E>(words: Words, least: u64, progress: &mut Progress<'_, E>) -> Result<Self, E> {
-        let token_lengths = vec![1; 256];
-        let lists = Lists::build(&words, &token_lengths, least, progress)?;
-        Ok(Self { words, token_lengths, lists, left: Neighbours::default(), right: Neighbours::default() })
+        let lists = Lists::of_bytes(&words, least, progress)?;
+        let threads = rayon::current_num_threads().min(MOST_THREADS);
+        let (left, right) = (Side::new(threads), Side::new(threads));
+        Ok(Self { words, token_lengths: vec![1; 256], lists, left, right, threads })
     }
 
     /// List pairs that occur less often than those so far.
     fn look_further<E>(&mut self, progress: &mut Progress<'_, E>) -> Result<(), E> {
         let least = (self.lists.least() / 4).max(1);
-        self.lists.arena = Vec::new(); // not in memory twice
-        self.lists = Lists::build(&self.words, &self.token_lengths, least, progress)?;
+        self.lists.clear(); // not in memory twice
+        self.lists = Lists::of_tokens(&self.words, &self.token_lengths, least, progress)?;
         Ok(())
     }
 
     /// Join the next pair everywhere. `None` if no pair is listed any more.
     fn join_next<E>(&mut self, progress: &mut Progress<'_, E>) -> Result<Option<Pair>, E> {
-        let Some((key, places)) = self.lists.pop() else {
+        let Some((key, place)) = self.lists.pop() else {
             return Ok(None);
         };
         let pair = pair_of(key);
         let joined = self.token_lengths.len() as u32;
         let length = self.token_lengths[pair.0 as usize] + self.token_lengths[pair.1 as usize];
         self.token_lengths.push(length);
-        self.left.reserve(self.token_lengths.len());
-        self.right.reserve(self.token_lengths.len());
 
-        let mut twins = 0;
-        for start in places.clone().step_by(PLACES_AT_A_TIME) {
-            let end = places.end.min(start + PLACES_AT_A_TIME);
-            twins += self.join_at(start..end, places.end, pair, joined);
-            progress.spend(end - start)?;
-        }
+        let twins = self.join(pair, joined, place, progress)?;
         self.subtract_lost(pair, joined, twins);
         self.left.move_to(&mut self.lists, |left| key_of((left, joined)));
         self.right.move_to(&mut self.lists, |right| key_of((joined, right)));
         Ok(Some(pair))
     }
 
-    /// Join `pair` at some of its places, and note what stands beside them. Returns how often the joined
-    /// token now follows itself.
-    ///
-    /// The places must come in order: of overlapping ones the first is joined.
-    fn join_at(&mut self, places: Range<usize>, end: usize, pair: Pair, joined: u32) -> u64 {
-        let (symbols, frequent) = self.words.parts();
-        let list = &self.lists.arena[..end];
-        let lengths = self.token_lengths.as_slice();
-        let left_length = lengths[pair.0 as usize] as usize;
-        let length = lengths[joined as usize] as usize;
-        let mut twins = 0;
-        for place in places {
-            if let Some(ahead) = list.get(place + AHEAD) {
-                prefetch(symbols, ahead.position as usize);
-            }
-            let occurrence = list[place];
-            let at = occurrence.position as usize;
-            if (symbols[at], symbols[at + left_length]) != pair {
-                continue;
-            }
-            symbols[at + left_length] = NO_TOKEN;
-            symbols[at] = joined;
-            symbols[at + length - 1] = joined;
-
-            let weight = frequent.count(occurrence);
-            let (before, after) = (symbols[at - 1], symbols[at + length]);
-            if before != NO_TOKEN {
-                if before == joined {
-                    twins += weight;
-                }
-                self.left.add(before, occurrence.moved_left(lengths[before as usize]), weight);
-            }
-            // Where the pair follows itself, the next place notes the joined token on its left.
-            let pair_follows = after == pair.0 && symbols[at + length + left_length] == pair.1;
-            if after != NO_TOKEN && !pair_follows {
-                self.right.add(after, occurrence, weight);
-            }
+    /// Join `pair` at its places, and note what stands beside them. Returns how often the joined token now
+    /// follows itself.
+    fn join<E>(
+        &mut self,
+        pair: Pair,
+        joined: u32,
+        place: Place,
+        progress: &mut Progress<'_, E>,
+    ) -> Result<u64, E> {
+        let token_lengths = self.token_lengths.as_slice();
+        let list = self.lists.occurrences(place);
+        let (symbols, parts, frequent) = self.words.split();
+        let threads = (list.len() / PLACES_OF_A_THREAD).clamp(1, self.threads);
+        let left = self.left.start(threads, token_lengths.len());
+        let right = self.right.start(threads, token_lengths.len());
+        let neighbours = left.iter_mut().zip(right);
+        let mut stretches = Stretch::divide(symbols, parts, list, neighbours);
+        let joining = Joining { pair, joined, token_lengths, frequent };
+        let mut places = list.len();
+        while stretches.iter().any(|stretch| !stretch.is_done()) {
+            side_by_side(&mut stretches, |stretch| stretch.join(PLACES_AT_A_TIME, &joining));
+            progress.spend(places.min(threads * PLACES_AT_A_TIME))?;
+            places = places.saturating_sub(threads * PLACES_AT_A_TIME);
         }
-        twins
+        let twins = stretches.iter().map(|stretch| stretch.twins).sum();
+        self.left.add_up(token_lengths.len());
+        self.right.add_up(token_lengths.len());
+        Ok(twins)
     }
 
     /// Subtract the pairs that are gone from around the places of `pair`: as many as were born.
@@ -406,8 +394,8 @@ mod tests {
             Ok::<(), Error>(())
         };
         learn(words, 2, count_call).unwrap();
-        // 700,000 positions are gathered and put in order, 500,000 pairs looked at twice, 100,000 joined.
-        assert!(calls[0] >= 30, "{calls:?}");
+        // 700,000 positions are gathered; symbols, counts and lists take a round of threads each, at least.
+        assert!(calls[0] >= 13, "{calls:?}");
         assert!(calls[1] >= 2, "{calls:?}");
     }
 
@@ -416,6 +404,27 @@ mod tests {
         let words = words_as_in_a_text(2_000);
         let backwards: Counts = words.iter().rev().cloned().collect();
         assert_eq!(learn_all(&words, 500), learn_all(&backwards, 500));
+    }
+
+    fn learn_on_threads(threads: usize, counts: &Counts, merges: usize) -> Vec<Pair> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| learn_all(counts, merges))
+    }
+
+    #[test]
+    fn any_number_of_threads_learns_the_same() {
+        // Several parts of words, and lists of more than `PLACES_OF_A_THREAD` places for each of eight.
+        let mut words = words_as_in_a_text(60_000);
+        let mut random = random_numbers();
+        for number in 0..40_000_u32 {
+            let word = [&number.to_be_bytes()[1..], &b"abab".repeat(1 + random(3) as usize)].concat();
+            words.push((word, 1 + random(3)));
+        }
+        let expected = learn_on_threads(1, &words, 1_500);
+        assert_eq!(expected, oracle::learn(words.iter().cloned(), 1_500));
+        for threads in [2, 3, 8] {
+            assert_eq!(learn_on_threads(threads, &words, 1_500), expected, "{threads} threads");
+        }
     }
 
     #[test]

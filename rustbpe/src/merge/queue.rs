@@ -49,6 +49,11 @@ impl Queue {
         }
     }
 
+    /// The pair that probably comes next.
+    pub fn peek(&self) -> Option<u64> {
+        self.heap.peek().map(|(_, Reverse(key))| *key)
+    }
+
     fn pop_open(&mut self, count_of: impl Fn(u64) -> u64) -> Option<u64> {
         while let Some((count, Reverse(key))) = self.heap.pop() {
             let present = count_of(key);

@@ -1,27 +1,50 @@
-//! Pairs with their counts and occurrence lists: a hash table with open addressing.
+//! Pairs with their counts and the places of their occurrences: a hash table with open addressing.
 //!
 //! A table of its own because the joining of a pair looks up a batch of pairs known in advance, whose
 //! slots can be fetched from memory at the same time.
 
-use super::Pair;
-use crate::memory::prefetch;
+use std::ops::Range;
 
-/// What is known of a pair: its count, and where its occurrences stand in the arena.
+use super::Pair;
+use crate::memory::{Zero, ZeroedArray, prefetch};
+
+/// Where the occurrences of a pair stand: a part of one of the arena's chunks.
 #[derive(Clone, Copy, Default)]
-pub struct List {
-    pub count: u64,
-    pub start: usize,
-    pub length: usize,
+pub struct Place {
+    pub chunk: u32,
+    pub start: u32,
+    pub length: u32,
 }
 
+// SAFETY: all fields are numbers.
+unsafe impl Zero for Place {}
+
+impl Place {
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..(self.start + self.length) as usize
+    }
+
+    /// Take so many of the first occurrences away.
+    pub fn take(&mut self, length: u32) -> Self {
+        let taken = Self { length, ..*self };
+        self.start += length;
+        self.length -= length;
+        taken
+    }
+}
+
+/// A pair and its count. They lie apart from the place, which is needed far less often.
 #[derive(Clone, Copy)]
 struct Slot {
-    key: u64,
-    list: List,
+    /// The complement of the key: zero is that of no pair, as ids stay below `u32::MAX`.
+    mark: u64,
+    count: u64,
 }
 
-/// No pair has this key: ids stay below `u32::MAX`.
-const FREE: u64 = u64::MAX;
+// SAFETY: both fields are numbers.
+unsafe impl Zero for Slot {}
+
+const FREE: u64 = 0;
 
 /// A pair as one number that sorts as the pair does.
 pub fn key_of((left, right): Pair) -> u64 {
@@ -35,7 +58,9 @@ pub fn pair_of(key: u64) -> Pair {
 
 pub struct Table {
     /// A power of two, at most half of them taken.
-    slots: Vec<Slot>,
+    slots: ZeroedArray<Slot>,
+    /// By the number of the slot.
+    places: ZeroedArray<Place>,
     taken: usize,
     /// Pairs whose count is less are forgotten when the table grows. The count of a pair never grows
     /// again, so nobody will ask for them.
@@ -44,45 +69,52 @@ pub struct Table {
 
 impl Table {
     pub fn new(least: u64) -> Self {
-        Self { slots: free_slots(1 << 10), taken: 0, least }
+        Self { slots: ZeroedArray::new(1 << 10), places: ZeroedArray::new(1 << 10), taken: 0, least }
     }
 
-    /// The list of a pair, if there is one.
+    /// The place of a pair, if it is known.
     #[inline]
-    pub fn get_mut(&mut self, key: u64) -> Option<&mut List> {
+    pub fn place_mut(&mut self, key: u64) -> Option<&mut Place> {
         let at = find(&self.slots, key);
-        let slot = &mut self.slots[at];
-        (slot.key != FREE).then_some(&mut slot.list)
+        (self.slots[at].mark != FREE).then(|| &mut self.places[at])
     }
 
-    /// The count of a pair, zero if it has no list.
+    /// The place of a pair, which then occurs no more.
+    pub fn take_place(&mut self, key: u64) -> Option<Place> {
+        let at = find(&self.slots, key);
+        self.slots[at].count = 0;
+        (self.slots[at].mark != FREE).then(|| self.places[at])
+    }
+
+    /// The count of a pair, zero if it is not known.
     #[inline]
     pub fn count(&self, key: u64) -> u64 {
-        // A free slot has an empty list.
-        self.slots[find(&self.slots, key)].list.count
+        self.slots[find(&self.slots, key)].count
     }
 
     /// `count` occurrences of a pair are gone.
     #[inline]
     pub fn subtract(&mut self, key: u64, count: u64) {
-        if let Some(list) = self.get_mut(key) {
-            list.count -= count;
+        let at = find(&self.slots, key);
+        let slot = &mut self.slots[at];
+        if slot.mark != FREE {
+            slot.count -= count;
         }
     }
 
-    /// The list of a pair, an empty one if there was none.
+    /// The count and the place of a pair, zero if it was not known.
     #[inline]
-    pub fn get_or_insert(&mut self, key: u64) -> &mut List {
+    pub fn get_or_insert(&mut self, key: u64) -> (&mut u64, &mut Place) {
         let mut at = find(&self.slots, key);
-        if self.slots[at].key == FREE {
+        if self.slots[at].mark == FREE {
             if self.taken * 2 >= self.slots.len() {
                 self.grow();
                 at = find(&self.slots, key);
             }
             self.taken += 1;
-            self.slots[at].key = key;
+            self.slots[at].mark = !key;
         }
-        &mut self.slots[at].list
+        (&mut self.slots[at].count, &mut self.places[at])
     }
 
     /// Ask for the slot of a pair that will be needed soon.
@@ -91,30 +123,24 @@ impl Table {
         prefetch(&self.slots, first_slot(self.slots.len(), key));
     }
 
-    /// Every pair with its list, in no order that means anything.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, List)> {
-        self.slots.iter().filter(|slot| slot.key != FREE).map(|slot| (slot.key, slot.list))
+    /// Every pair with its count and its place, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64, Place)> {
+        let taken = self.slots.iter().zip(&*self.places).filter(|(slot, _)| slot.mark != FREE);
+        taken.map(|(slot, place)| (!slot.mark, slot.count, *place))
     }
 
     #[cold]
     fn grow(&mut self) {
-        let kept: Vec<Slot> = self
-            .slots
-            .iter()
-            .filter(|slot| slot.key != FREE && slot.list.count >= self.least)
-            .copied()
-            .collect();
-        self.slots = free_slots((kept.len() * 4).next_power_of_two().max(self.slots.len()));
+        let kept: Vec<_> = self.iter().filter(|(_, count, _)| *count >= self.least).collect();
+        let slots = (kept.len() * 4).next_power_of_two().max(self.slots.len());
+        (self.slots, self.places) = (ZeroedArray::new(slots), ZeroedArray::new(slots));
         self.taken = kept.len();
-        for slot in kept {
-            let at = find(&self.slots, slot.key);
-            self.slots[at] = slot;
+        for (key, count, place) in kept {
+            let at = find(&self.slots, key);
+            self.slots[at] = Slot { mark: !key, count };
+            self.places[at] = place;
         }
     }
-}
-
-fn free_slots(slots: usize) -> Vec<Slot> {
-    vec![Slot { key: FREE, list: List::default() }; slots]
 }
 
 /// Where the search for a key begins: the high bits of its product with 2^64 / golden ratio
@@ -128,7 +154,7 @@ fn first_slot(slots: usize, key: u64) -> usize {
 #[inline]
 fn find(slots: &[Slot], key: u64) -> usize {
     let mut at = first_slot(slots.len(), key);
-    while slots[at].key != key && slots[at].key != FREE {
+    while slots[at].mark != !key && slots[at].mark != FREE {
         at = (at + 1) & (slots.len() - 1);
     }
     at
@@ -151,21 +177,21 @@ mod tests {
     fn a_table_that_grows_keeps_what_counts_and_forgets_the_rest() {
         let mut table = Table::new(10);
         for id in 0..1000 {
-            table.get_or_insert(key_of((id, id + 1))).count = 5 + u64::from(id) % 10;
+            *table.get_or_insert(key_of((id, id + 1))).0 = 5 + u64::from(id) % 10;
         }
         for id in 0..1000 {
             let (count, expected) = (table.count(key_of((id, id + 1))), 5 + u64::from(id) % 10);
             assert!(count == expected || (count == 0 && expected < 10), "{id}: {count}");
         }
         assert_eq!(table.count(key_of((1, 1))), 0);
-        assert!(table.get_mut(key_of((1, 1))).is_none());
-        assert!(table.iter().filter(|(_, list)| list.count >= 10).count() == 500);
+        assert!(table.place_mut(key_of((1, 1))).is_none());
+        assert!(table.iter().filter(|(_, count, _)| *count >= 10).count() == 500);
     }
 
     #[test]
     fn counts_go_down_and_unknown_pairs_stay_unknown() {
         let mut table = Table::new(1);
-        table.get_or_insert(key_of((1, 2))).count = 5;
+        *table.get_or_insert(key_of((1, 2))).0 = 5;
         table.subtract(key_of((1, 2)), 3);
         table.subtract(key_of((2, 1)), 3);
         assert_eq!((table.count(key_of((1, 2))), table.count(key_of((2, 1)))), (2, 0));

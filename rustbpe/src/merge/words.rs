@@ -2,10 +2,16 @@
 //!
 //! A token's id stands at the positions of its first and its last byte, so both neighbours of a token
 //! are one look away and joining two tokens writes three symbols. What stands between is never read.
+//!
+//! The words lie in parts, which several threads go through side by side.
+
+use std::ops::Range;
 
 use super::classes::{CLASSES, class_of, least_of};
 use super::progress::Progress;
+use super::threads::side_by_side;
 use crate::Error;
+use crate::memory::{Zero, ZeroedArray, prefetch};
 
 /// Stands before and after every word, and where a token began that was joined to the one before it.
 pub const NO_TOKEN: u32 = u32::MAX;
@@ -14,30 +20,57 @@ pub const NO_TOKEN: u32 = u32::MAX;
 /// has fewer merges than that, so that the ids stay below `NO_TOKEN`.
 pub const MOST_POSITIONS: usize = (u32::MAX - 1024) as usize;
 
-/// A place where a pair stands or stood.
+/// Positions of a part, or more where that would make too many parts.
+const POSITIONS_OF_A_PART: usize = 1 << 18;
+const MOST_PARTS: usize = 64;
+
+/// Words that are asked for ahead of their turn.
+const AHEAD: usize = 16;
+
+/// A place where a pair stands or stood: the position of the first byte of the left token, and in the
+/// high half how often the word occurs; `MANY` if that must be looked up.
 #[derive(Clone, Copy, Default)]
-pub struct Occurrence {
-    /// Of the first byte of the left token.
-    pub position: u32,
-    /// How often the word occurs; `MANY` if it must be looked up.
-    count: u32,
-}
+#[repr(transparent)]
+pub struct Occurrence(pub u64);
+
+// SAFETY: it is a number.
+unsafe impl Zero for Occurrence {}
 
 const MANY: u32 = u32::MAX;
 
 impl Occurrence {
+    #[inline]
+    fn new(position: usize, count: u64) -> Self {
+        let count = u32::try_from(count).unwrap_or(MANY);
+        Self(u64::from(count) << 32 | position as u64)
+    }
+
+    #[inline]
+    pub fn position(self) -> usize {
+        self.0 as u32 as usize
+    }
+
     /// The same word, so many bytes further left.
+    #[inline]
     pub fn moved_left(self, bytes: u32) -> Self {
-        Self { position: self.position - bytes, ..self }
+        Self(self.0 - u64::from(bytes))
     }
 }
 
 /// Words of at least two bytes, those that occur more often first: most of the work is in few pages.
 pub struct Words {
-    pub symbols: Vec<u32>,
+    symbols: ZeroedArray<u32>,
     /// How often each word occurs, in the order of the words.
     counts: Vec<u64>,
+    parts: Vec<Part>,
     frequent: FrequentWords,
+}
+
+/// Some words that follow each other, by number, and their positions, which start with a boundary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    words: Range<usize>,
+    pub positions: Range<usize>,
 }
 
 /// Position of the first byte and count of each word whose count an `Occurrence` cannot hold.
@@ -48,8 +81,8 @@ impl FrequentWords {
     /// How often the word of `occurrence` occurs.
     #[inline]
     pub fn count(&self, occurrence: Occurrence) -> u64 {
-        match occurrence.count {
-            MANY => self.look_up(occurrence.position),
+        match (occurrence.0 >> 32) as u32 {
+            MANY => self.look_up(occurrence.position() as u32),
             count => u64::from(count),
         }
     }
@@ -61,12 +94,19 @@ impl FrequentWords {
     }
 }
 
+/// A word by the place of its bytes among those of all words.
+#[derive(Clone, Copy, Default)]
+struct Word {
+    count: u64,
+    start: u32,
+    length: u32,
+}
+
 /// Words as they came, to be put in order.
 #[derive(Default)]
 struct Gathered {
     bytes: Vec<u8>,
-    /// Length and count.
-    words: Vec<(u32, u64)>,
+    words: Vec<Word>,
 }
 
 impl Words {
@@ -80,32 +120,25 @@ impl Words {
         most_positions: usize,
         progress: &mut Progress<'_, E>,
     ) -> Result<Self, E> {
-        let gathered = Gathered::new(counts, most_positions, progress)?;
-        let positions = 1 + gathered.bytes.len() + gathered.words.len();
-        let mut words = Words {
-            symbols: vec![NO_TOKEN; positions],
-            counts: vec![0; gathered.words.len()],
-            frequent: FrequentWords::default(),
-        };
-        let mut places = gathered.places();
-        let mut bytes = gathered.bytes.as_slice();
-        for (length, count) in gathered.words {
-            let (word, rest) = bytes.split_at(length as usize);
-            bytes = rest;
-            let (number, start) = &mut places[class_of(count)];
-            words.counts[*number] = count;
-            for (symbol, byte) in words.symbols[*start..].iter_mut().zip(word) {
-                *symbol = u32::from(symbol_of[usize::from(*byte)]);
+        let Gathered { bytes, words } = Gathered::new(counts, most_positions, progress)?;
+        let words = in_order(words);
+        let parts = parts_of(&words, POSITIONS_OF_A_PART.max(bytes.len().div_ceil(MOST_PARTS)));
+        let mut symbols = ZeroedArray::new(parts.last().map_or(0, |part| part.positions.end));
+        let mut rest = &mut *symbols;
+        for round in parts.chunks(rayon::current_num_threads()) {
+            let mut slices = Vec::with_capacity(round.len());
+            for part in round {
+                let (slice, behind) = rest.split_at_mut(part.positions.len());
+                rest = behind;
+                slices.push((&words[part.words.clone()], slice));
             }
-            if count >= u64::from(MANY) {
-                words.frequent.0.push((*start as u32, count));
-            }
-            *number += 1;
-            *start += word.len() + 1;
-            progress.spend(word.len() + 1)?;
+            let positions = slices.iter().map(|(_, slice)| slice.len()).sum();
+            side_by_side(slices, |(words, slice)| write_symbols(words, &bytes, symbol_of, slice));
+            progress.spend(positions)?;
         }
-        words.frequent.0.sort_unstable();
-        Ok(words)
+        let frequent = frequent_words(&words, &parts);
+        let counts = words.iter().map(|word| word.count).collect();
+        Ok(Words { symbols, counts, parts, frequent })
     }
 
     /// A count that about `rank` words reach, but at least 1.
@@ -113,36 +146,110 @@ impl Words {
         self.counts.get(rank).map_or(1, |count| least_of(class_of(*count)))
     }
 
-    /// Symbols to write to, and counts to read meanwhile.
-    pub fn parts(&mut self) -> (&mut [u32], &FrequentWords) {
-        (&mut self.symbols, &self.frequent)
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
-    /// Call `visit` with every pair, in the order of positions: where it is and how often its word occurs.
-    pub fn visit_pairs<E>(
+    /// Symbols to write to, where they may be divided, and counts to read meanwhile.
+    pub fn split(&mut self) -> (&mut [u32], &[Part], &FrequentWords) {
+        (&mut self.symbols, &self.parts, &self.frequent)
+    }
+
+    /// Call `visit` with every pair of a part, in the order of positions: where it is and how often its word
+    /// occurs.
+    #[inline]
+    pub fn visit_pairs(
         &self,
-        token_lengths: &[u32],
-        progress: &mut Progress<'_, E>,
+        part: &Part,
+        length_of: impl Fn(u32) -> usize,
         mut visit: impl FnMut((u32, u32), Occurrence, u64),
-    ) -> Result<(), E> {
-        let mut position = 1;
-        for &word_count in &self.counts {
-            let count = u32::try_from(word_count).unwrap_or(MANY);
-            let mut left = self.symbols[position];
+    ) {
+        let symbols = &self.symbols[..part.positions.end];
+        let mut position = part.positions.start + 1;
+        for &count in &self.counts[part.words.clone()] {
+            let mut left = symbols[position];
             loop {
-                let next = position + token_lengths[left as usize] as usize;
-                let right = self.symbols[next];
+                let next = position + length_of(left);
+                let right = symbols[next];
                 if right == NO_TOKEN {
                     position = next + 1;
                     break;
                 }
-                visit((left, right), Occurrence { position: position as u32, count }, word_count);
+                visit((left, right), Occurrence::new(position, count), count);
                 (position, left) = (next, right);
-                progress.spend(1)?;
             }
         }
-        Ok(())
     }
+}
+
+/// Words by the class of their count, the highest first.
+fn in_order(words: Vec<Word>) -> Vec<Word> {
+    if words.is_sorted_by(|word, next| class_of(word.count) >= class_of(next.count)) {
+        return words;
+    }
+    let mut places = [0; CLASSES];
+    for word in &words {
+        places[class_of(word.count)] += 1;
+    }
+    let mut next = 0;
+    for place in places.iter_mut().rev() {
+        next += std::mem::replace(place, next);
+    }
+    let mut ordered = vec![Word::default(); words.len()];
+    for word in words {
+        let place = &mut places[class_of(word.count)];
+        ordered[*place] = word;
+        *place += 1;
+    }
+    ordered
+}
+
+/// Parts of at least `least` positions each, but for the last.
+fn parts_of(words: &[Word], least: usize) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let (mut first, mut start, mut end) = (0, 0, 1);
+    for (word, number) in words.iter().zip(1..) {
+        end += word.length as usize + 1;
+        if end - start >= least || number == words.len() {
+            parts.push(Part { words: first..number, positions: start..end });
+            (first, start, end) = (number, end, end + 1);
+        }
+    }
+    parts
+}
+
+/// Write the symbols of the words of a part: a boundary, and after each word another.
+fn write_symbols(words: &[Word], bytes: &[u8], symbol_of: &[u8; 256], symbols: &mut [u32]) {
+    let (first, mut symbols) = symbols.split_at_mut(1);
+    first[0] = NO_TOKEN;
+    for (number, word) in words.iter().enumerate() {
+        if let Some(ahead) = words.get(number + AHEAD) {
+            prefetch(bytes, ahead.start as usize);
+        }
+        let (here, behind) = symbols.split_at_mut(word.length as usize + 1);
+        for (symbol, byte) in here.iter_mut().zip(&bytes[word.start as usize..][..word.length as usize]) {
+            *symbol = u32::from(symbol_of[usize::from(*byte)]);
+        }
+        here[word.length as usize] = NO_TOKEN;
+        symbols = behind;
+    }
+}
+
+fn frequent_words(words: &[Word], parts: &[Part]) -> FrequentWords {
+    let mut frequent = Vec::new();
+    for part in parts {
+        let mut start = part.positions.start + 1;
+        for word in &words[part.words.clone()] {
+            if class_of(word.count) < class_of(u64::from(MANY)) {
+                return FrequentWords(frequent); // no word behind it occurs as often
+            }
+            if word.count >= u64::from(MANY) {
+                frequent.push((start as u32, word.count));
+            }
+            start += word.length as usize + 1;
+        }
+    }
+    FrequentWords(frequent)
 }
 
 impl Gathered {
@@ -151,7 +258,8 @@ impl Gathered {
         most_positions: usize,
         progress: &mut Progress<'_, E>,
     ) -> Result<Self, E> {
-        let mut gathered = Gathered::default();
+        let counts = counts.into_iter();
+        let mut gathered = Gathered { bytes: Vec::new(), words: Vec::with_capacity(counts.size_hint().0) };
         let mut total = 0_u64;
         for (word, count) in counts {
             let bytes = word.as_ref();
@@ -168,27 +276,12 @@ impl Gathered {
             if bytes.len() >= most_positions.saturating_sub(before) {
                 return Err(too_many_positions(most_positions).into());
             }
-            gathered.words.push((bytes.len() as u32, count));
+            let (start, length) = (gathered.bytes.len() as u32, bytes.len() as u32);
+            gathered.words.push(Word { count, start, length });
             gathered.bytes.extend_from_slice(bytes);
             progress.spend(bytes.len() + 1)?;
         }
         Ok(gathered)
-    }
-
-    /// For each class of counts, the number of its first word and the position where that starts.
-    fn places(&self) -> Vec<(usize, usize)> {
-        let mut places = vec![(0, 0); CLASSES];
-        for (length, count) in &self.words {
-            let (words, positions) = &mut places[class_of(*count)];
-            *words += 1;
-            *positions += *length as usize + 1;
-        }
-        let mut next = (0, 1);
-        for place in places.iter_mut().rev() {
-            let (words, positions) = std::mem::replace(place, next);
-            next = (next.0 + words, next.1 + positions);
-        }
-        places
     }
 }
 
@@ -219,13 +312,16 @@ mod tests {
 
     fn pairs(words: &Words) -> Vec<(u8, u8, u32, u64)> {
         let mut pairs = Vec::new();
-        let mut check = |_| Ok::<(), Error>(());
-        words
-            .visit_pairs(&[1; 256], &mut Progress::new(&mut check), |(left, right), occurrence, count| {
-                assert_eq!(words.frequent.count(occurrence), count);
-                pairs.push((left as u8, right as u8, occurrence.position, count));
-            })
-            .unwrap();
+        for part in words.parts() {
+            words.visit_pairs(
+                part,
+                |_| 1,
+                |(left, right), occurrence, count| {
+                    assert_eq!(words.frequent.count(occurrence), count);
+                    pairs.push((left as u8, right as u8, occurrence.position() as u32, count));
+                },
+            );
+        }
         pairs
     }
 
@@ -252,6 +348,28 @@ mod tests {
         assert!(words(&[(b"abc", 1), (b"abcd", 1)], 10).is_ok());
         let error = words(&[(b"abc", 1), (b"abcd", 1)], 9).err().unwrap();
         assert!(error.to_string().contains("fewer shards"));
+    }
+
+    #[test]
+    fn every_part_starts_with_a_boundary_and_ends_with_one() {
+        let lengths = [3, 2, 5, 2, 2];
+        let words = lengths.map(|length| Word { count: 1, start: 0, length });
+        let part = |words, positions| Part { words, positions };
+        assert_eq!(parts_of(&words, 8), [part(0..2, 0..8), part(2..4, 8..18), part(4..5, 18..22)]);
+        assert_eq!(parts_of(&words, 100), [part(0..5, 0..20)]);
+        assert_eq!(parts_of(&[], 100), []);
+
+        let many = (0..200_000_u32).map(|number| (number.to_be_bytes(), 1));
+        let mut check = |_| Ok::<(), Error>(());
+        let symbol_of = std::array::from_fn(|byte| byte as u8);
+        let words = Words::new(many, &symbol_of, MOST_POSITIONS, &mut Progress::new(&mut check)).unwrap();
+        assert!(words.parts.len() > 2);
+        for part in &words.parts {
+            let ends = [part.positions.start, part.positions.end - 1];
+            assert_eq!(ends.map(|at| words.symbols[at]), [NO_TOKEN; 2]);
+        }
+        let symbols: Vec<u32> = words.symbols.iter().copied().filter(|id| *id != NO_TOKEN).collect();
+        assert!(symbols.chunks(4).eq((0..200_000_u32).map(|number| number.to_be_bytes().map(u32::from))));
     }
 
     #[test]
