@@ -203,7 +203,7 @@ impl Tokenizer {
                     learning.tell(py, "merge", done, merges)
                 })
             };
-            let learned = merge::learn_with(counts.by_frequency(), merges, check, learning.ties)?;
+            let learned = merge::learn_with(counts.iter(), merges, check, learning.ties)?;
             Python::attach(|py| learning.tell(py, "merge", learned.len(), merges))?;
             Ok::<_, PyErr>(Vocabulary::from_merges(&learned))
         })?;
