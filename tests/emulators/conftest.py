@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators.runpod import Settings, find_spec, serve
+from emulators.runpod import Image, Settings, find_spec, serve
 from emulators.runpod.client import Api, python
 
 
@@ -16,22 +17,21 @@ def runpod(tmp_path: Path) -> Iterator[Callable[..., Api]]:
     """Start emulators: `runpod(program, **settings)`; none may answer against the API's contract."""
     if find_spec() is None:
         pytest.skip("no OpenAPI file of RunPod (set NANOCHAT_RUNPOD_SPEC)")
-    opened: list[Any] = []
+    stack = contextlib.ExitStack()
+    opened: list[Api] = []
 
-    def start(program: str = "import time; time.sleep(600)", network: Any = None, **settings: Any) -> Api:
+    def start(program: str | None = None, network: Any = None, **settings: Any) -> Api:
         running = serve(
-            images={"*": python(program)},
+            images={"*": python(program) if program else Image(entrypoint=("sleep", "600"))},
             state_dir=tmp_path / f"runpod-{len(opened)}",
             settings=Settings(**{"pull_s": 0.02, "restart_delay_s": 0.05, **settings}),
             network=network,
         )
-        api = Api(running.__enter__())
-        opened.append((running, api))
-        return api
+        opened.append(Api(stack.enter_context(running)))
+        return opened[-1]
 
-    yield start
-    for running, _ in opened:
-        running.__exit__(None, None, None)
-    for _, api in opened:
+    with stack:
+        yield start
+    for api in opened:
         assert api.emulator.violations == []
         assert [pod for pod in api.emulator.pods() if pod.living_process_ids] == []

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -23,12 +22,12 @@ def _buildah(*arguments: str) -> str:
     return subprocess.run([*PROGRAM, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A small image from this machine's shell: a script, and nothing that its libraries do not need."""
     if shutil.which("buildah") is None or os.geteuid() != 0:
         pytest.skip("needs buildah, as root")
-    root = tmp_path / "root"
+    root = tmp_path_factory.mktemp("image")
     for folder in ("bin", "tmp", "etc"):
         (root / folder).mkdir(parents=True)
     (root / "mark").touch()

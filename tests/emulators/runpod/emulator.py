@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -56,7 +57,7 @@ class Emulator:
         self._platform = Platform(images=images, state_dir=state_dir, settings=settings, network=network)
         self.registry = ImageRegistry()
         self.faults = FaultOrders(self._platform)
-        self._door = Door(self._platform, Contract(spec) if spec is not None else None)
+        self._door = Door(self._platform, _contract(spec) if spec is not None else None)
         control = Control(self._platform, self._door, self.registry)
         applications: list[ASGIApp] = [self._door, control.app(), self.registry.app()]
         sockets = [_listening(port), _listening(), _listening()]
@@ -164,6 +165,10 @@ def serve(
         yield emulator
     finally:
         emulator.close()
+
+
+# Reading the file takes longer than starting the emulator, and what is read does not change.
+_contract = functools.cache(Contract)
 
 
 def _listening(port: int = 0) -> socket.socket:

@@ -92,14 +92,15 @@ def act_on_pod(call: Call) -> Answer:
 def pod_logs(call: Call) -> Answer:
     pod = call.platform.pod(call.path["id"])
     fault = call.platform.faults.take("logs_hang", pod=pod.id)
+    lines = pod.logs.after(0)
+    newest = lines[-1].number if lines else 0
     at_most = fault.lines if fault else None
-    return Answer(events=_follow(pod, _backlog(call, pod), call.query.get("source"), at_most))
+    return Answer(events=_follow(pod, _backlog(call, lines), newest, call.query.get("source"), at_most))
 
 
-def _backlog(call: Call, pod: Pod) -> list[Line]:
+def _backlog(call: Call, lines: list[Line]) -> list[Line]:
     """What a stream starts with: Last-Event-ID goes before `since`, and that before `tail`."""
-    source = call.query.get("source")
-    lines = pod.logs.after(0, source)
+    lines = [line for line in lines if call.query.get("source") in (None, line.source)]
     last = call.headers.get("last-event-id")
     if last:
         moment, _, number = last.partition("/")
@@ -114,12 +115,11 @@ def _backlog(call: Call, pod: Pod) -> list[Line]:
 
 
 async def _follow(
-    pod: Pod, backlog: list[Line], source: str | None, at_most: int | None
+    pod: Pod, lines: list[Line], newest: int, source: str | None, at_most: int | None
 ) -> AsyncIterator[bytes]:
-    """Never ends by itself: a pod that is gone just says nothing more."""
-    newest = max((line.number for line in pod.logs.after(0)), default=0)
+    """`lines`, then what comes after line `newest`. Never ends by itself: a pod that is gone just says
+    nothing more."""
     told = 0
-    lines = backlog
     while True:
         for line in lines:
             if at_most is not None and told >= at_most:
@@ -128,7 +128,7 @@ async def _follow(
             told += 1
         await asyncio.sleep(_LOG_POLL_S)
         lines = pod.logs.after(newest, source)
-        newest = max((line.number for line in lines), default=newest)
+        newest = lines[-1].number if lines else newest
 
 
 # -- clusters --------------------------------------------------------------------------------------
