@@ -137,7 +137,9 @@ def test_the_platforms_variables_come_last_and_secrets_are_filled_in(runpod):
         "NONE": "{{ RUNPOD_SECRET_other }}",
         "X": "1",
     }
-    pod = api.create(env=env, ports=["22/tcp"], gpu={"id": GPU, "count": 2, "minCudaVersion": "12.8"})
+    pod = api.create(
+        env=env, ports=["22/tcp"], gpu={"id": GPU, "count": 2, "minCudaVersion": "12.8", "minRamPerGpu": 8}
+    )
     environment = _environment(api, pod["id"])
     assert environment["TOKEN"] == "s3cr3t"
     assert environment["NONE"] == "{{ RUNPOD_SECRET_other }}"

@@ -1,7 +1,7 @@
 """Requests and answers against RunPod's OpenAPI file.
 
 The file is of August 2026. What came later and is known from elsewhere is added here and listed:
-account secrets, and the pagination of lists.
+account secrets, the pagination of lists, and two fields of a GPU request.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _PAGINATION = {
     "required": ["nextCursor", "hasNextPage"],
     "properties": {"nextCursor": {"type": ["string", "null"]}, "hasNextPage": {"type": "boolean"}},
 }
+_MINIMUM = {"type": "integer", "minimum": 1}
+_GPU_REQUEST = {"properties": {"minRamPerGpu": _MINIMUM, "minVcpuCountPerGpu": _MINIMUM}}
 _SECRET_NAME = r"^(?![Rr][Uu][Nn][Pp][Oo][Dd])[a-zA-Z_][a-zA-Z0-9_.\-/]*$"
 _SECRET = {
     "type": "object",
@@ -73,6 +75,7 @@ def _with_additions(spec: dict[str, Any]) -> dict[str, Any]:
     schemas = spec["components"]["schemas"]
     for name in _PAGED:
         schemas[name]["properties"]["pagination"] = _PAGINATION
+    schemas["CreateGpuConfig"]["allOf"].append(_GPU_REQUEST)
     schemas["Secret"] = _SECRET
     schemas["CreateSecretRequest"] = _CREATE_SECRET
     schemas["UpdateSecretRequest"] = _UPDATE_SECRET
