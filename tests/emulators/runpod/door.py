@@ -142,7 +142,6 @@ class Door:
             query=query,
             headers=request.headers,
             body=body,
-            owner=owner,
         )
         return route, call
 

@@ -50,11 +50,8 @@ class Emulator:
     registry (`registry.publish`); `control_url`: see `control.Control`.
     """
 
-    def __init__(
-        self, *, images: Mapping[str, Image], state_dir: Path, settings: Settings, spec: Path | None,
-        network: S3FaultProxy | None, port: int = 0,
-    ) -> None:  # fmt: skip
-        self._platform = Platform(images=images, state_dir=state_dir, settings=settings, network=network)
+    def __init__(self, platform: Platform, *, spec: Path | None, port: int) -> None:
+        self._platform = platform
         self.registry = ImageRegistry()
         self.faults = FaultOrders(self._platform)
         self._door = Door(self._platform, _contract(spec) if spec is not None else None)
@@ -121,11 +118,11 @@ class Emulator:
         self._platform.pods[id].thaw()
 
     def close(self) -> None:
-        """End all pods and the servers. Returns when nothing of them is left."""
-        self._platform.close()
+        """End the servers, so that no pod is added, and all pods. Returns when nothing of them is left."""
         for server in self._servers:
             server.should_exit = True
         self._thread.join()
+        self._platform.close()
 
     def _serve(self, sockets: list[socket.socket]) -> None:
         async def serve_all() -> None:
@@ -153,14 +150,13 @@ def serve(
     `settings.find_spec` says; without the file nothing is validated. network: the proxy that
     the pods' store is reached through; each pod gets a port of its own.
     """
-    emulator = Emulator(
+    platform = Platform(
         images={"*": Image()} if images is None else images,
         state_dir=state_dir,
         settings=settings or Settings(),
-        spec=spec or find_spec(),
         network=network,
-        port=port,
     )
+    emulator = Emulator(platform, spec=spec or find_spec(), port=port)
     try:
         yield emulator
     finally:

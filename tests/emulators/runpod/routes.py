@@ -22,14 +22,13 @@ _MOST_PER_PAGE = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request: `path` has the values of the route's names, `owner` is `account` or a pod's id."""
+    """A request: `path` has the values of the route's names."""
 
     platform: Platform
     path: Mapping[str, str]
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Any
-    owner: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
