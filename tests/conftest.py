@@ -22,11 +22,19 @@ _SETTINGS = (
     "HF_ENDPOINT",
     "HF_TOKEN",
     "HF_HUB_OFFLINE",
+    "NANOCHAT_LAUNCHER",
+    "NANOCHAT_MAX_PODS",
+    "NANOCHAT_MAX_USD_PER_MODEL",
+    "NANOCHAT_MAX_USD_PER_MONTH",
     "NANOCHAT_RECIPES",
     "NANOCHAT_SOURCES",
     "NANOCHAT_STORE",
+    "NANOCHAT_TRAINING_IMAGE",
+    "RUNPOD_API_KEY",
+    "RUNPOD_API_URL",
 )
-for _name in _SETTINGS:
+_RUNPOD = [name for name in os.environ if name.startswith("NANOCHAT_RUNPOD_") and not name.endswith("_SPEC")]
+for _name in (*_SETTINGS, *_RUNPOD):
     os.environ.pop(_name, None)
 
 
