@@ -52,7 +52,11 @@ KILLED = dataclasses.replace(
         TINY.base, steps=1000, eval_every=250, checkpoint_every=50, ngram_baselines=False
     ),
 )
-RECIPES = [TINY, TWIN, SLOW, KILLED]
+# As long as SLOW for a test, and too little work to be compiled first.
+STEADY = dataclasses.replace(
+    KILLED, name="steady", base=dataclasses.replace(KILLED.base, steps=100_000, eval_every=10_000)
+)
+RECIPES = [TINY, TWIN, SLOW, KILLED, STEADY]
 """
 
 FOLDER = Path(tempfile.mkdtemp(prefix="nanochat-tests-"))

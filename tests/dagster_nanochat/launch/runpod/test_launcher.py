@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
+import psutil
 import pytest
 from emulators.runpod import Emulator, Image, Settings, find_spec, serve
 from standins import nvidia_smi, s3
@@ -38,6 +41,7 @@ def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
             module_environment.setenv(name, value)
         module_environment.setenv("NANOCHAT_RUNPOD_IMAGE_NAME", IMAGE)
         with ready_project(f"s3://{s3.BUCKET}/models", home, module_environment) as made:
+            made.folders = (root / "s3", home)
             yield made
 
 
@@ -144,7 +148,7 @@ def test_a_machine_that_does_not_come_up_and_one_that_is_lost_are_replaced(
 def test_terminate_gives_the_pod_back_within_half_a_minute(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
-    training = run("slow", tags={"nanochat/max_usd": "1000"})
+    training = run("steady")
     wait_for(lambda: training.said("base: prepare"), within_s=90)
     training.cancel()
     assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
@@ -152,13 +156,72 @@ def test_terminate_gives_the_pod_back_within_half_a_minute(
     assert pod.deleted_at is not None
 
 
+def test_an_attempt_that_reaches_its_cap_ends_with_a_checkpoint_that_the_next_run_resumes(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dagster_nanochat.launch.runpod import offers
+
+    monkeypatch.setattr(offers, "START_H", 0.0)  # at a dollar a second the start alone would be refused
+    for gpu in runpod.catalog.gpus.values():
+        gpu.secure = 3600.0
+    training = run("steady", max_usd=40)
+    assert not training.end(within_s=150).succeeded
+    assert "base of steady ended with BUDGET: has cost the $40.00 that it may" in training.reason
+    (pod,) = runpod.pods()
+    assert 40 <= pod.charged_usd <= 70
+    (story,) = (one for one in training.observations("base_model_checkpoint") if "ended" in one.metadata)
+    assert story.metadata["checkpoint"].value == story.metadata["to_step"].value
+    monkeypatch.setenv("NANOCHAT_MAX_USD_PER_MODEL", "50")
+    refused = run("steady", max_usd=1000)
+    assert not refused.end().succeeded
+    assert re.search(r"above the \$\d+\.\d\d that are left of the cap of \$50.00 for steady", refused.reason)
+    assert len(runpod.pods()) == 1
+    monkeypatch.delenv("NANOCHAT_MAX_USD_PER_MODEL")
+    more = run("steady", max_usd=1000)
+    wait_for(lambda: more.said(f"resuming from step {story.metadata['checkpoint'].value} of "), within_s=90)
+    more.cancel()
+    assert more.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
+
+
+def test_a_container_that_is_started_again_trains_nothing_and_the_next_machine_resumes(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    training = run("steady")
+    wait_for(lambda: training.said("base step 100: checkpoint"), within_s=120)
+    (pod,) = runpod.pods()
+    psutil.Process(pod.living_process_ids[0]).kill()
+    wait_for(lambda: training.said("base of steady: LOST: the container was started again"), within_s=60)
+    wait_for(lambda: training.said("resuming from step "), within_s=90)
+    assert [one.deleted_at is None for one in runpod.pods()] == [False, True]
+    training.cancel()
+    assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
+
+
+def test_no_credential_is_written_down(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run], tmp_path_factory
+) -> None:
+    built = run("twin")
+    assert built.end(within_s=120).succeeded, built.reason
+    canaries = [os.environ["AWS_SECRET_ACCESS_KEY"], runpod.api_key]
+    (pod,) = runpod.pods()
+    assert pod.env["AWS_SECRET_ACCESS_KEY"] == "{{ RUNPOD_SECRET_AWS_SECRET_ACCESS_KEY }}"
+    said = "\n".join(str(record) for record in project.instance.all_logs(built.id))
+    said += json.dumps(runpod.requests, default=str)
+    said += "\n".join(runpod.logs(pod.id))
+    assert [canary for canary in canaries if canary in said] == []
+    written = [path for folder in project.folders for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 50
+    found = [path for path in written for canary in canaries if canary.encode() in path.read_bytes()]
+    assert found == []
+
+
 def test_what_a_dead_orchestrator_left_is_adopted(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
-    first = run("slow", in_process=True, tags={"nanochat/max_usd": "1000"})
+    first = run("steady", in_process=True)
     wait_for(lambda: first.said("base: prepare"), within_s=90)
     first.process.kill()
-    second = run("slow", tags={"nanochat/max_usd": "1000"})
+    second = run("steady")
     wait_for(lambda: second.said("adopted the live attempt"), within_s=90)
     assert len(runpod.pods()) == 1
     second.cancel()
