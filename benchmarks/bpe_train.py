@@ -279,7 +279,7 @@ class Bench:
             measures = json.loads(result.stdout.splitlines()[-1])
         row = {"name": name, "threads": threads, **measures, "load": round(os.getloadavg()[0], 2)}
         self.rows.append(row)
-        self._report(json.dumps(row))
+        self.report(json.dumps(row))
         return row
 
     def tokens(self, name: str) -> list[str]:
@@ -315,7 +315,7 @@ class Bench:
         """For people: kept apart from the JSON lines."""
         print(text, file=sys.stdout if self._json_file else sys.stderr, flush=True)
 
-    def _report(self, line: str) -> None:
+    def report(self, line: str) -> None:
         if self._json_file is None:
             print(line, flush=True)
             return
