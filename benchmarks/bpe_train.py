@@ -37,9 +37,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanochat.recipes import gpt4_pattern
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 PATTERN = gpt4_pattern(r"\p{N}{1,2}")
@@ -433,6 +436,7 @@ def simd(name: str, arguments: argparse.Namespace) -> dict[str, str]:
 
 def synthetic_counts(scratch: Path, number: int, unique: int) -> str:
     """A counts file of `unique` words, of which SHARED_WORDS are in the file of every number."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -440,24 +444,27 @@ def synthetic_counts(scratch: Path, number: int, unique: int) -> str:
 
     shared = int(unique * SHARED_WORDS)
     own = shared + number * (unique - shared)
-    numbers = [*range(shared), *range(own, own + unique - shared)]
-    rows = [
-        "".join(map(synthetic_word, numbers[start : start + 1000])) for start in range(0, len(numbers), 1000)
-    ]
+    numbers = np.concatenate([np.arange(shared), np.arange(own, own + unique - shared)])
+    text = synthetic_words(numbers)
+    size = 1000 * 8
+    rows = [text[start : start + size] for start in range(0, len(text), size)]
     parquet, counts = scratch / "words.parquet", scratch / f"{number:05}.counts"
     pq.write_table(pa.table({"text": rows}), parquet)
     rustbpe.count_words(parquet, counts, pattern=PATTERN)
     return str(counts)
 
 
-def synthetic_word(number: int) -> str:
-    """A space and seven letters, different for every number below 26^7; neighbours do not look alike."""
-    letters = []
-    scattered = number * 2_654_435_761 % 26**7  # the factor is prime to 26
-    for _ in range(7):
-        scattered, letter = divmod(scattered, 26)
-        letters.append(chr(ord("a") + letter))
-    return " " + "".join(letters)
+def synthetic_words(numbers: np.ndarray) -> str:
+    """A space and seven letters for each number, different for every one below 26^7; neighbours do not
+    look alike."""
+    import numpy as np
+
+    scattered = numbers.astype(np.uint64) * 2_654_435_761 % 26**7  # the factor is prime to 26
+    words = np.full((len(numbers), 8), ord(" "), dtype=np.uint8)
+    for column in range(1, 8):
+        scattered, letters = np.divmod(scattered, 26)
+        words[:, column] = letters + ord("a")
+    return words.tobytes().decode("ascii")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,14 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -126,9 +128,11 @@ def test_the_pair_that_a_token_was_merged_from_is_found_again() -> None:
 
 def test_synthetic_words_are_all_different_words() -> None:
     train = _script("bpe_train")
-    words = [train.synthetic_word(number) for number in range(10_000)]
-    assert len(set(words)) == 10_000
-    assert {len(word) for word in words} == {8}
+    # The last ones are those of two hundred files of a million words.
+    text = train.synthetic_words(np.concatenate([np.arange(10_000), np.arange(100_490_000, 100_500_000)]))
+    words = re.findall(" [a-z]{7}", text)
+    assert "".join(words) == text
+    assert len(set(words)) == 20_000
 
 
 def test_the_table_has_medians_and_ratios(tmp_path: Path) -> None:
