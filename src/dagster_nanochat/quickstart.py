@@ -14,6 +14,7 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
+from dagster_nanochat.console import LOGGER
 from dagster_nanochat.guards import FORCE_TAG, stages_named
 from dagster_nanochat.reporting import find_recipe
 from nanochat.data.sources import get_source
@@ -101,7 +102,7 @@ def _run(
     return definitions.resolve_job_def(job).execute_in_process(
         instance=instance,
         tags=tags,
-        run_config={"loggers": {"progress": {}}, **config},
+        run_config={"loggers": {LOGGER: {}}, **config},
         raise_on_error=False,
     )
 

@@ -197,6 +197,24 @@ def test_the_inference_folder_holds_weights_tokenizer_and_their_digests(built: S
         assert len(list(file.keys())) == 6 * 2 + 2
 
 
+def test_the_tokenizer_records_what_it_took_and_how_well_it_compresses(built: SimpleNamespace) -> None:
+    receipt = current_receipt(built.store, "tiny", "tokenizer")
+    assert receipt is not None
+    names = {"unique_words", "merge_seconds", "peak_memory_bytes", "bytes_per_token"}
+    assert names <= set(receipt.metrics)
+    # A vocabulary of 400 ids joins something, but hardly whole words.
+    assert 1.2 < receipt.metrics["bytes_per_token"] < 4
+    (measured,) = receipt.tables["compression"]
+    assert measured["bytes_per_token"] == pytest.approx(receipt.metrics["bytes_per_token"], abs=1e-4)
+    assert str(measured["shard"]).startswith("tinytext_")
+    made = {
+        event.asset_key.to_user_string(): event.materialization.metadata
+        for event in built.trained.all_events
+        if event.is_step_materialization
+    }
+    assert names <= set(made["tokenizer_training"])
+
+
 def test_the_report_tells_lineage_data_and_metrics(built: SimpleNamespace) -> None:
     text = (built.root / "data" / "reports" / "tiny" / "report.md").read_text()
     for heading in ("# tiny", "## Lineage", "## Data", "## base", "## sft", "## Recipe"):

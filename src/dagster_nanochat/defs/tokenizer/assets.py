@@ -2,11 +2,12 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 
+from dagster_nanochat.console import progress_told
+from dagster_nanochat.defs.tokenizer.compression import bytes_per_token
 from dagster_nanochat.guards import StageConfig
 from dagster_nanochat.inprocess import Made, build_stage
 from dagster_nanochat.partitions import counts_to_models, model_partitions
@@ -18,8 +19,6 @@ from nanochat.data.counts import ensure_counts
 from nanochat.data.sources import get_source
 from nanochat.machine import peak_memory_bytes
 from nanochat.tokenizer_training import train_tokenizer
-
-_TELL_EVERY_S = 5.0
 
 
 @dg.asset(
@@ -51,16 +50,19 @@ def tokenizer_training(
                 for count, shard in zip(counts, shards, strict=True)
             ]
             start = time.monotonic()
-            tokenizer = train_tokenizer(
-                recipe.tokenizer,
-                paths,
-                provenance={"source": source.name, "shards": list(shards)},
-                progress=_told_from_time_to_time(context),
-            )
+            with progress_told(context, "tokenizer", "merges") as tell:
+                tokenizer = train_tokenizer(
+                    recipe.tokenizer,
+                    paths,
+                    provenance={"source": source.name, "shards": list(shards)},
+                    progress=tell,
+                )
             seconds = time.monotonic() - start
         trained_on = tokenizer.provenance["trained_on"]
         path = folder / "tokenizer.json"
         tokenizer.save(path)
+        ratio, shard = bytes_per_token(opened, source, tokenizer)
+        context.log.info(f"tokenizer: {ratio:.3f} bytes a token on {shard}, merged in {seconds:.1f} s")
         return Made(
             files=(path,),
             metrics={
@@ -68,24 +70,13 @@ def tokenizer_training(
                 "words": float(trained_on["words"]),
                 "unique_words": float(trained_on["unique_words"]),
                 "text_bytes": float(trained_on["bytes"]),
+                "bytes_per_token": round(ratio, 4),
                 "merge_seconds": round(seconds, 2),
                 "peak_memory_bytes": float(peak_memory_bytes()),
             },
+            tables={"compression": [{"shard": shard, "bytes_per_token": ratio}]},
         )
 
     built = build_stage(context, "tokenizer", recipe, opened, config, make)
     folder = show_files(opened, built.receipt.outputs, data_folder(opened) / "tokenizer" / recipe.name)
     return built_result(context, built, model=recipe.name, store=store, extra={"folder": str(folder)})
-
-
-def _told_from_time_to_time(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:
-    """For the log: how many merges there are, every few seconds."""
-    told_at = time.monotonic()
-
-    def tell(done: int, of: int) -> None:
-        nonlocal told_at
-        if done == of or time.monotonic() - told_at >= _TELL_EVERY_S:
-            told_at = time.monotonic()
-            context.log.info(f"tokenizer: {done:,} of {of:,} merges")
-
-    return tell

@@ -1,16 +1,14 @@
 """Is the tokenizer a good one? File and round trip block what follows; the others warn."""
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import dagster as dg
 
 from dagster_nanochat.defs.tokenizer.assets import tokenizer_training
+from dagster_nanochat.defs.tokenizer.compression import bytes_per_token
 from dagster_nanochat.partitions import model_partitions
 from dagster_nanochat.resources import StoreResource
 from dagster_nanochat.selection import required_recipe
-from nanochat.data.parquet import iter_texts
-from nanochat.data.shards import shard_path
 from nanochat.data.sources import get_source
 from nanochat.evaluation import tokenizer_quality as quality
 from nanochat.recipes import Recipe
@@ -18,8 +16,6 @@ from nanochat.store import ObjectStore
 from nanochat.store.local import local_copy
 from nanochat.store.receipts import current_receipt
 from nanochat.tokenizer import Tokenizer
-
-_SAMPLE_CHARACTERS = 2_000_000
 
 
 def _tokenizer_path(store: ObjectStore, recipe: Recipe) -> Path:
@@ -67,15 +63,7 @@ def tokenizer_compression_ratio(
     """Bytes a token on the model's own validation text (its training text where that is not here)."""
     recipe = required_recipe(context)
     opened = store.open()
-    source = get_source(recipe.data.source)
-    try:
-        shard = source.validation_shard()
-        path = shard_path(opened, source.name, shard)
-    except ValueError:
-        shard = source.training_shards()[0]
-        path = shard_path(opened, source.name, shard)
-    texts = _first_characters((text for _, text in iter_texts(path)), _SAMPLE_CHARACTERS)
-    ratio = quality.compression_ratio(_tokenizer(opened, recipe), texts)
+    ratio, shard = bytes_per_token(opened, get_source(recipe.data.source), _tokenizer(opened, recipe))
     least = recipe.evaluation.min_compression_ratio
     return dg.AssetCheckResult(
         passed=ratio >= least,
@@ -83,14 +71,6 @@ def tokenizer_compression_ratio(
         description=f"{ratio:.3f} bytes a token on {shard}, at least {least:g} wanted",
         metadata={"bytes_per_token": ratio, "wanted": least, "shard": shard},
     )
-
-
-def _first_characters(texts: Iterable[str], most: int) -> Iterator[str]:
-    for text in texts:
-        if most <= 0:
-            return
-        yield text
-        most -= len(text)
 
 
 def _versus_gpt2(domain: quality.Domain) -> dg.AssetChecksDefinition:
