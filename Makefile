@@ -7,6 +7,7 @@
 #                        own index, which the lock file has no hashes for; CI does not try it.
 # PYTHON=3.12 make setup chooses the Python of a new environment.
 # PYTEST="-k tokenizer" make test   gives pytest arguments.
+# STRINGS=1000000 make fuzz   tries so many strings; another number tries others.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -15,6 +16,7 @@ SHELL := /bin/bash
 PYTHON ?= >=3.11,<3.14
 # Two workers, a file to one of them: its fixtures (a trained model, a server) are made once.
 PYTEST ?= -n 2 --dist loadfile
+STRINGS ?= 10000000
 TORCH ?= $(shell cat .venv/torch-build 2>/dev/null || echo default)
 ifeq ($(filter $(TORCH),default cpu),)
 $(error TORCH=$(TORCH): write default or cpu)
@@ -33,11 +35,13 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: help setup environment quickstart test test-image emulator check format images lock graph clean
+.PHONY: help setup environment quickstart test test-image fuzz sanitize emulator check format images lock graph clean
 
 help:
 	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
 	@echo "make test         set up, run every test"
+	@echo "make fuzz         hold splitting and encoding against other engines on ten million strings (STRINGS=)"
+	@echo "make sanitize     run the Rust crate's tests under the address sanitizer"
 	@echo "make emulator     set up, serve an emulated RunPod with an S3 server beside it"
 	@echo "make test-image   build the training image, push it to a registry on loopback, train in it"
 	@echo "make check        set up, check format, style, types, package arrows, Dockerfiles and the Rust crate"
@@ -118,6 +122,18 @@ emulator: setup
 # Not among the others: it writes some 20 GB, all of it temporary, for minutes.
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest -rP tests/nanochat/training/test_training_image.py
+
+# Splitting against two regular expression engines, in every instruction set that the processor has;
+# then encoding against tiktoken.
+fuzz: setup
+	RUSTBPE_FUZZ=$(STRINGS) cargo test --release --manifest-path rustbpe/Cargo.toml --lib random_texts
+	RUSTBPE_FUZZ=$(STRINGS) $(BIN)/python -m pytest --timeout 0 tests/rustbpe/test_encoding.py -k tiktoken
+
+# Sanitizers are no part of stable Rust; RUSTC_BOOTSTRAP has a stable compiler take the flag.
+sanitize: export RUSTC_BOOTSTRAP := 1
+sanitize: export RUSTFLAGS := -Zsanitizer=address
+sanitize:
+	cargo test --manifest-path rustbpe/Cargo.toml --target $$(rustc -vV | sed -n 's/^host: //p') --lib
 
 # `make -k check` goes on after the first that fails.
 CHECKS := check-format check-style check-types check-arrows check-shell check-images check-rust
