@@ -4,7 +4,7 @@ pub mod arrow;
 mod table;
 mod words;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use rayon::prelude::*;
 
@@ -34,21 +34,21 @@ pub struct Totals {
     pub words: u64,
 }
 
-/// Counts the words of documents that arrive in batches.
+/// Counts the words of documents that arrive in batches: one after another with `add`, or each on a thread
+/// of its own with `clip` and `count`.
 pub struct Counter {
     limits: Limits,
-    totals: Totals,
+    totals: Mutex<Totals>,
     workers: Vec<Mutex<Worker>>,
 }
 
 struct Worker {
     splitter: Splitter,
     table: Table,
-    words: u64,
 }
 
 /// What is looked at of a document.
-struct Clipped<'t> {
+pub struct Clipped<'t> {
     text: &'t str,
     characters: u64,
 }
@@ -59,59 +59,81 @@ impl Counter {
         let workers = (0..rayon::current_num_threads())
             .map(|_| {
                 let splitter = Splitter::new(pattern)?;
-                Ok(Mutex::new(Worker { splitter, table: Table::default(), words: 0 }))
+                Ok(Mutex::new(Worker { splitter, table: Table::default() }))
             })
             .collect::<Result<_, Error>>()?;
-        Ok(Self { limits, totals: Totals::default(), workers })
+        Ok(Self { limits, totals: Mutex::default(), workers })
     }
 
-    /// Count a batch. Returns whether `max_chars` leaves room for more.
-    pub fn add(&mut self, documents: &[impl AsRef<str> + Sync]) -> Result<bool, Error> {
+    /// Count a batch on all threads. Returns whether `max_chars` leaves room for more.
+    pub fn add(&self, documents: &[impl AsRef<str> + Sync]) -> Result<bool, Error> {
         let doc_cap = self.limits.doc_cap;
         let clipped = documents.par_iter().with_min_len(DOCUMENTS_PER_TASK);
         let mut clipped: Vec<_> = clipped.map(|text| Clipped::new(text.as_ref(), doc_cap)).collect();
         self.keep_what_has_room(&mut clipped);
-
-        let workers = &self.workers;
-        clipped.par_chunks(DOCUMENTS_PER_TASK).try_for_each(|documents| {
-            // A thread has its own worker, so the lock is never waited for.
-            let thread = rayon::current_thread_index().unwrap_or(0);
-            let mut worker = workers[thread].lock().expect("no thread has panicked");
-            documents.iter().try_for_each(|document| worker.count(document.text))
-        })?;
+        clipped.par_chunks(DOCUMENTS_PER_TASK).try_for_each(|documents| self.count(documents))?;
         Ok(self.has_room())
+    }
+
+    /// What `count` is to look at of a batch. With `max_chars`, batches are to come in order.
+    pub fn clip<'t>(&self, documents: &[&'t str]) -> Vec<Clipped<'t>> {
+        let mut clipped = documents.iter().map(|text| Clipped::new(text, self.limits.doc_cap)).collect();
+        self.keep_what_has_room(&mut clipped);
+        clipped
+    }
+
+    /// Count on this thread, one of the pool's, while others may count too.
+    pub fn count(&self, documents: &[Clipped<'_>]) -> Result<(), Error> {
+        // A thread has its own worker, so the lock is never waited for.
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        let mut worker = self.workers[thread].lock().expect("no thread has panicked");
+        documents.iter().try_for_each(|document| worker.count(document.text))
+    }
+
+    /// Whether `max_chars` makes the order of the documents matter.
+    pub fn needs_order(&self) -> bool {
+        self.limits.max_chars.is_some()
+    }
+
+    /// Whether `max_chars` leaves room for more.
+    pub fn has_room(&self) -> bool {
+        self.room(&self.totals()) != Some(0)
     }
 
     /// The counts of everything added, and the totals.
     pub fn finish(self) -> (WordCounts, Totals) {
-        let mut totals = self.totals;
-        let mut tables = Vec::with_capacity(self.workers.len());
-        for worker in self.workers {
-            let worker = worker.into_inner().expect("no thread has panicked");
-            totals.words += worker.words;
-            tables.push(worker.table);
-        }
-        (WordCounts::from_tables(tables), totals)
+        let totals = *self.totals();
+        let worker = |worker: Mutex<Worker>| worker.into_inner().expect("no thread has panicked");
+        let tables = self.workers.into_iter().map(|one| worker(one).table).collect();
+        let counts = WordCounts::from_tables(tables);
+        let words = counts.iter().map(|(_, count)| count).sum();
+        (counts, Totals { words, ..totals })
     }
 
-    fn has_room(&self) -> bool {
-        self.limits.max_chars.is_none_or(|most| self.totals.characters < most)
+    fn totals(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().expect("no thread has panicked")
+    }
+
+    /// Characters that `max_chars` leaves.
+    fn room(&self, totals: &Totals) -> Option<u64> {
+        self.limits.max_chars.map(|most| most - totals.characters)
     }
 
     /// Cut the documents where all characters reach `max_chars`, and add up what is left.
-    fn keep_what_has_room(&mut self, documents: &mut Vec<Clipped<'_>>) {
+    fn keep_what_has_room(&self, documents: &mut Vec<Clipped<'_>>) {
+        let mut totals = self.totals();
         let mut kept = 0;
         for document in &mut *documents {
-            if !self.has_room() {
+            let room = self.room(&totals);
+            if room == Some(0) {
                 break;
             }
-            let room = self.limits.max_chars.map(|most| most - self.totals.characters);
             if let Some(room) = room.filter(|room| *room < document.characters) {
                 *document = Clipped { text: first_characters(document.text, room), characters: room };
             }
-            self.totals.rows += 1;
-            self.totals.characters += document.characters;
-            self.totals.bytes += document.text.len() as u64;
+            totals.rows += 1;
+            totals.characters += document.characters;
+            totals.bytes += document.text.len() as u64;
             kept += 1;
         }
         documents.truncate(kept);
@@ -127,10 +149,9 @@ impl<'t> Clipped<'t> {
 
 impl Worker {
     fn count(&mut self, document: &str) -> Result<(), Error> {
-        let (table, words) = (&mut self.table, &mut self.words);
+        let table = &mut self.table;
         let text = document.as_bytes();
         self.splitter.words(document, |word| {
-            *words += 1;
             // A word is a part of the document. The table reads on behind it, which is faster than
             // to copy as many bytes as it has.
             let start = word.as_ptr().addr() - text.as_ptr().addr();
@@ -179,7 +200,7 @@ mod tests {
     use super::*;
 
     fn count(documents: &[&str], limits: Limits) -> (Vec<(String, u64)>, Totals) {
-        let mut counter = Counter::new(r"\S+", limits).unwrap();
+        let counter = Counter::new(r"\S+", limits).unwrap();
         counter.add(documents).unwrap();
         let (counts, totals) = counter.finish();
         let text = |word: &[u8]| String::from_utf8(word.to_vec()).unwrap();
@@ -216,7 +237,7 @@ mod tests {
     #[test]
     fn add_says_when_there_is_no_room_left() {
         let limits = Limits { doc_cap: None, max_chars: Some(3) };
-        let mut counter = Counter::new(r"\S+", limits).unwrap();
+        let counter = Counter::new(r"\S+", limits).unwrap();
         assert!(counter.add(&["ab"]).unwrap());
         assert!(!counter.add(&["cd"]).unwrap());
         assert!(!counter.add(&["ef"]).unwrap());
@@ -226,7 +247,7 @@ mod tests {
     #[test]
     fn many_documents_over_many_threads_lose_nothing() {
         let documents: Vec<String> = (0..5_000).map(|i| format!("w{} all", i % 7)).collect();
-        let mut counter = Counter::new(r"\S+", Limits::default()).unwrap();
+        let counter = Counter::new(r"\S+", Limits::default()).unwrap();
         for batch in documents.chunks(333) {
             counter.add(batch).unwrap();
         }
@@ -237,6 +258,19 @@ mod tests {
     }
 
     #[test]
+    fn batches_counted_each_on_a_thread_add_up() {
+        let documents: Vec<String> = (0..2_000).map(|i| format!("w{} all", i % 7)).collect();
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+        let counter = Counter::new(r"\S+", Limits { doc_cap: Some(4), max_chars: None }).unwrap();
+        let batches = documents.par_chunks(30);
+        batches.for_each(|batch| counter.count(&counter.clip(batch)).unwrap());
+        assert!(!counter.needs_order() && counter.has_room());
+        let (counts, totals) = counter.finish();
+        assert_eq!((counts.count(b"w0"), counts.count(b"a")), (286, 2_000));
+        assert_eq!(totals, Totals { rows: 2_000, characters: 8_000, bytes: 8_000, words: 4_000 });
+    }
+
+    #[test]
     fn any_number_of_threads_counts_the_same() {
         let documents: Vec<String> =
             (0..3_000).map(|i| format!("w{} {} {}", i % 7, i * i, "long".repeat(i % 40))).collect();
@@ -244,7 +278,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let limits = Limits { doc_cap: Some(100), max_chars: Some(100_000) };
-                let mut counter = Counter::new(r"\S+", limits).unwrap();
+                let counter = Counter::new(r"\S+", limits).unwrap();
                 for batch in documents.chunks(700) {
                     counter.add(batch).unwrap();
                 }

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     # Offsets into UTF-8 text, one more than there are rows, and the text; whether the offsets have 64 bits or
-    # 32; the number of the first offset; rows.
-    Batch = tuple[pa.Buffer, pa.Buffer | None, bool, int, int]
+    # 32; the number of the first offset; rows; rows of the file before these.
+    Batch = tuple[pa.Buffer, pa.Buffer | None, bool, int, int, int]
 
-Item = TypeVar("Item")
-
-# A batch is at most this large: work for all threads, little memory, and Ctrl-C is looked for in between.
+# A batch is at most this large: little memory, and Ctrl-C is looked for in between.
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 8 << 20
-
-# Batches that each reader decodes before they are asked for.
-_AHEAD = 4
-
-# A core decodes about as much as two or three count; where there are few cores, one reader is enough.
-_CORES_PER_READER = 4
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -37,12 +28,20 @@ def digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def text_batches(path: str | os.PathLike[str], column: str) -> Iterator[Batch]:
-    """The rows of a column, batch after batch, decoded ahead on other threads.
+def start_digest(path: str | os.PathLike[str]) -> Future[str]:
+    """`digest` on a thread of its own."""
+    thread = ThreadPoolExecutor(max_workers=1)
+    result = thread.submit(digest, path)
+    thread.shutdown(wait=False)
+    return result
 
-    A null is an empty document. Raises FileNotFoundError; ValueError, naming the file, for what is
-    not parquet, has no such column or no strings in it; OSError where the file breaks off, naming
-    the row group.
+
+def readers(path: str | os.PathLike[str], column: str, most: int) -> list[Iterator[Batch]]:
+    """Up to `most` iterators that share the row groups of a column; each is for one thread at a time.
+
+    One alone gives all rows in order. A null is an empty document. Raises FileNotFoundError; ValueError,
+    naming the file, for what is not parquet, has no such column or no strings in it. An iterator raises
+    OSError where the file breaks off, naming the row group.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -50,63 +49,42 @@ def text_batches(path: str | os.PathLike[str], column: str) -> Iterator[Batch]:
     if not Path(path).is_file():
         raise FileNotFoundError(2, "no such parquet file", os.fspath(path))
     try:
-        file = pq.ParquetFile(path)
+        metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path}: is not a readable parquet file ({error}); fetch or write it again"
         ) from error
-    with file:
-        _require_text(file.schema_arrow, path, column)
-        groups = range(file.num_row_groups)
-    readers = max(1, min(len(groups), (os.cpu_count() or 1) // _CORES_PER_READER))
-    with contextlib.ExitStack() as stack:
-        streams = []
-        for reader in range(readers):
-            decoded = _ahead(_decoded_groups(path, column, groups[reader::readers]))
-            streams.append(stack.enter_context(contextlib.closing(decoded)))
-        for group in groups:
-            yield from iter(streams[group % readers].__next__, None)
+    _require_text(metadata.schema.to_arrow_schema(), path, column)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    rows_before = accumulate(sizes[:-1], initial=0)
+    # One iterator for all: each reader takes the next row group when it is done with one.
+    groups = iter([*zip(range(len(sizes)), rows_before, strict=False)])
+    return [_batches(path, column, groups) for _ in range(max(1, min(most, len(sizes))))]
 
 
-def _decoded_groups(
-    path: str | os.PathLike[str], column: str, groups: Iterable[int]
-) -> Generator[Batch | None, None, None]:
-    """The batches of these row groups, and None at the end of each."""
+def _batches(path: str | os.PathLike[str], column: str, groups: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+    """The batches of row groups, which are given by their number and the rows before them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for group in groups:
+        for group, rows_before in groups:
             try:
                 rows = _rows_per_batch(file.metadata.row_group(group))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
                     if len(batch):
-                        yield _as_text(batch.column(0))
+                        yield (*_as_text(batch.column(0)), rows_before)
+                        rows_before += len(batch)
             except (pa.ArrowException, OSError) as error:
                 raise OSError(
                     f"{path}: row group {group} cannot be read ({error}); the file is damaged: "
                     "fetch or write it again"
                 ) from error
-            yield None
 
 
 def _rows_per_batch(group: Any) -> int:
     row_bytes = group.total_byte_size // max(1, group.num_rows)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
-
-
-def _ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
-    """The same items, made on a thread of their own before they are asked for."""
-    end = object()
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        try:
-            waiting = deque(thread.submit(next, items, end) for _ in range(_AHEAD))
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(next, items, end))
-                yield item  # type: ignore[misc]  # not the end
-        finally:
-            thread.shutdown(cancel_futures=True)
-            items.close()
 
 
 def _require_text(schema: Any, path: str | os.PathLike[str], column: str) -> None:
@@ -127,7 +105,7 @@ def _require_text(schema: Any, path: str | os.PathLike[str], column: str) -> Non
         )
 
 
-def _as_text(array: Any) -> Batch:
+def _as_text(array: Any) -> tuple[pa.Buffer, pa.Buffer | None, bool, int, int]:
     import pyarrow as pa
 
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):

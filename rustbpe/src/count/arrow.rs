@@ -1,7 +1,5 @@
 //! Documents of an Arrow text array, without a copy.
 
-use rayon::prelude::*;
-
 /// The width of an Arrow array's offsets into its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offsets {
@@ -21,7 +19,7 @@ pub enum Fault {
 }
 
 /// The `length` documents from `start` on. `offsets` are numbers in native order, one more than there
-/// are documents, that point into `text`. Validates, on all threads.
+/// are documents, that point into `text`. Validates.
 pub fn documents<'t>(
     width: Offsets,
     offsets: &[u8],
@@ -40,7 +38,7 @@ fn cut<'t, const N: usize>(
     text: &'t [u8],
     start: usize,
     length: usize,
-    number: impl Fn([u8; N]) -> i64 + Sync,
+    number: impl Fn([u8; N]) -> i64,
 ) -> Result<Vec<&'t str>, Fault> {
     if length == 0 {
         return Ok(Vec::new()); // Arrow lets an empty array have no offsets
@@ -55,11 +53,7 @@ fn cut<'t, const N: usize>(
         let bytes = text.get(offset(at)?..offset(at + 1)?)?;
         simdutf8::basic::from_utf8(bytes).ok()
     };
-    let whole: Option<Vec<&str>> = (0..length).into_par_iter().map(document).collect();
-    whole.ok_or_else(|| {
-        let first = (0..length).find(|at| document(*at).is_none());
-        Fault::Document(first.expect("a document was refused just now"))
-    })
+    (0..length).map(|at| document(at).ok_or(Fault::Document(at))).collect()
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ mod encoding;
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use pyo3::exceptions::{PyOSError, PyUserWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyString};
+use rayon::BroadcastContext;
 
 use crate::Error;
 use crate::count::arrow::{self, Fault, Offsets};
@@ -80,7 +81,7 @@ impl Tokenizer {
     ) -> PyResult<()> {
         let learning = Learning::new(vocab_size, ties, progress)?;
         let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
-        let mut counter = Counter::new(&pattern, Limits::default())?;
+        let counter = Counter::new(&pattern, Limits::default())?;
         let mut documents = iterator.try_iter()?;
         let mut number = 0;
         loop {
@@ -125,9 +126,9 @@ impl Tokenizer {
             return Err(PyValueError::new_err("no parquet files were given to train on"));
         }
         let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
-        let mut counter = Counter::new(&pattern, limits(doc_cap, max_chars)?)?;
+        let counter = Counter::new(&pattern, limits(doc_cap, max_chars)?)?;
         for (path, number) in parquet_paths.iter().zip(1..) {
-            let more = count_parquet(py, path, text_column, &mut counter)?;
+            let more = count_parquet(py, path, text_column, &counter)?;
             learning.tell(py, "count", number, parquet_paths.len())?;
             if !more {
                 break;
@@ -269,9 +270,10 @@ fn count_words<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let pattern = pattern.unwrap_or_else(|| GPT4_PATTERN.to_owned());
     let limits = limits(doc_cap, max_chars)?;
-    let mut counter = Counter::new(&pattern, limits)?;
-    count_parquet(py, &parquet_path, text_column, &mut counter)?;
-    let input_sha256 = reading(py)?.call_method1("digest", (&parquet_path,))?.extract()?;
+    let counter = Counter::new(&pattern, limits)?;
+    let digest = reading(py)?.call_method1("start_digest", (&parquet_path,))?;
+    count_parquet(py, &parquet_path, text_column, &counter)?;
+    let input_sha256 = digest.call_method0("result")?.extract()?;
     let header = py.detach(|| {
         let (counts, totals) = counter.finish();
         if totals.words == 0 {
@@ -346,10 +348,13 @@ fn at_least_one(name: &str, value: Option<i64>, what: &str) -> PyResult<Option<u
 
 /// Run `work` on a thread of its own while this one looks for Ctrl-C, which sets the flag that `work` is
 /// given to stop by.
-fn interruptible<T: Send>(
+fn interruptible<T: Send, E: Send>(
     py: Python<'_>,
-    work: impl FnOnce(&AtomicBool) -> Result<T, Error> + Send,
-) -> PyResult<T> {
+    work: impl FnOnce(&AtomicBool) -> Result<T, E> + Send,
+) -> PyResult<T>
+where
+    PyErr: From<E>,
+{
     let stop = AtomicBool::new(false);
     let (sender, mut receiver) = mpsc::channel();
     thread::scope(|scope| {
@@ -387,28 +392,57 @@ fn reading(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import("rustbpe.parquet")
 }
 
-/// What `rustbpe.parquet` gives of a batch: offsets, text, whether offsets have 64 bits, first row, rows.
-type Batch = (PyBuffer<i8>, Option<PyBuffer<i8>>, bool, usize, usize);
+/// What `rustbpe.parquet` gives of a batch: offsets, text, whether offsets have 64 bits, first offset, rows,
+/// rows of the file before it.
+type Batch = (PyBuffer<i8>, Option<PyBuffer<i8>>, bool, usize, usize, usize);
 
 /// Count a text column of a parquet file. Returns whether the limits leave room for more.
-fn count_parquet(py: Python<'_>, path: &Path, column: &str, counter: &mut Counter) -> PyResult<bool> {
-    let mut rows_before = 0;
-    for batch in reading(py)?.call_method1("text_batches", (path, column))?.try_iter()? {
-        let (offsets, text, wide, start, rows): Batch = batch?.extract()?;
+///
+/// Every thread reads row groups of its own and counts what it has read. Where the order matters, or no
+/// row groups are left, threads read in turns.
+fn count_parquet(py: Python<'_>, path: &Path, column: &str, counter: &Counter) -> PyResult<bool> {
+    let most = if counter.needs_order() { 1 } else { rayon::current_num_threads() };
+    let readers: Vec<Py<PyAny>> = reading(py)?.call_method1("readers", (path, column, most))?.extract()?;
+    let readers: Vec<_> = readers.into_iter().map(Mutex::new).collect();
+    interruptible(py, |stop| {
+        let work = |thread: BroadcastContext<'_>| {
+            let own = thread.index() % readers.len();
+            let (others, first) = readers.split_at(own);
+            let mut readers = first.iter().chain(others);
+            let counted = readers.try_for_each(|reader| count_batches(path, reader, counter, stop));
+            counted.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+        };
+        rayon::broadcast(work).into_iter().collect::<PyResult<()>>()
+    })?;
+    Ok(counter.has_room())
+}
+
+/// Count batches of a reader until it has no more.
+fn count_batches(
+    path: &Path,
+    reader: &Mutex<Py<PyAny>>,
+    counter: &Counter,
+    stop: &AtomicBool,
+) -> PyResult<()> {
+    loop {
+        let turn = reader.lock().expect("no thread has panicked");
+        if stop.load(Ordering::Relaxed) || !counter.has_room() {
+            break;
+        }
+        let batch = Python::attach(|py| -> PyResult<Option<Batch>> {
+            let batch = turn.bind(py).try_iter()?.next().transpose()?;
+            batch.map(|batch| batch.extract()).transpose()
+        });
+        let Some((offsets, text, wide, start, rows, rows_before)) = batch? else { break };
         let width = if wide { Offsets::Wide } else { Offsets::Narrow };
         let (offsets, text) = (bytes_of(&offsets), text.as_ref().map_or(&[][..], bytes_of));
-        let more = py.detach(|| {
-            let documents = arrow::documents(width, offsets, text, start, rows)
-                .map_err(|fault| not_text(path, rows_before, fault))?;
-            counter.add(&documents)
-        })?;
-        py.check_signals()?;
-        if !more {
-            return Ok(false);
-        }
-        rows_before += rows;
+        let documents = arrow::documents(width, offsets, text, start, rows)
+            .map_err(|fault| not_text(path, rows_before, fault))?;
+        let documents = counter.clip(&documents);
+        drop(turn);
+        counter.count(&documents)?;
     }
-    Ok(true)
+    Ok(())
 }
 
 fn not_text(path: &Path, rows_before: usize, fault: Fault) -> Error {
