@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use rayon::prelude::*;
 
-use super::table::{ShortWord, Table};
+use super::table::{ShortTable, ShortWord, Table};
 
 /// How often each word occurs. Every word is there once, in the order of the words' bytes, so equal
 /// counts are equal in memory too. A word takes its bytes and 16 more.
@@ -73,13 +73,11 @@ impl WordCounts {
 
     /// Add up tables.
     pub(super) fn from_tables(tables: Vec<Table>) -> Self {
-        let mut short = Vec::new();
-        let mut long_tables = Vec::with_capacity(tables.len());
-        for table in tables {
-            short.extend(table.short.into_counts().map(|(word, count)| (word.rank(), count)));
-            long_tables.push(table.long);
-        }
-        short.par_sort_unstable_by_key(|(rank, _)| *rank);
+        let (short_tables, long_tables): (Vec<_>, Vec<_>) =
+            tables.into_iter().map(|table| (table.short, table.long)).unzip();
+        let ranks =
+            |table: ShortTable| table.into_counts().map(|(word, count)| (word.rank(), count)).collect();
+        let short = sorted(short_tables.into_par_iter().map(ranks).collect());
         let mut long: Vec<(&[u8], u64)> = long_tables.iter().flat_map(|table| table.counts()).collect();
         long.par_sort_unstable();
 
@@ -118,6 +116,27 @@ impl<W: AsRef<[u8]>> FromIterator<(W, u64)> for WordCounts {
         }
         all
     }
+}
+
+/// Words by their ranks, in their order. First they are laid out by their first two bytes, which is less
+/// work than to compare them all, then the threads share what begins alike.
+fn sorted(lists: Vec<Vec<(u128, u64)>>) -> Vec<(u128, u64)> {
+    let beginning = |(rank, _): &(u128, u64)| (rank >> 112) as usize;
+    let mut places = vec![0; 1 << 16];
+    lists.iter().flatten().for_each(|word| places[beginning(word)] += 1);
+    let mut total = 0;
+    for place in &mut places {
+        total += std::mem::replace(place, total);
+    }
+    let mut all = vec![(0, 0); total];
+    for word in lists.into_iter().flatten() {
+        let place = &mut places[beginning(&word)];
+        all[*place] = word;
+        *place += 1;
+    }
+    let alike: Vec<_> = all.chunk_by_mut(|left, right| beginning(left) == beginning(right)).collect();
+    alike.into_par_iter().for_each(|words| words.sort_unstable_by_key(|(rank, _)| *rank));
+    all
 }
 
 /// Each key of a sorted list once, with the sum of its counts.
