@@ -177,7 +177,8 @@ format: setup
 # Whichever builder is there: BUILDER=podman chooses. BUILD_FLAGS and PUSH_FLAGS are handed to it.
 BUILDER ?= $(shell if docker buildx version > /dev/null 2>&1; then echo docker; \
   elif command -v podman > /dev/null; then echo podman; elif command -v buildah > /dev/null; then echo buildah; fi)
-REVISION = $(shell git rev-parse HEAD)$(shell git diff --quiet HEAD || echo +)
+# The commit, with + where files differ from it.
+REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+ 2> /dev/null || echo unknown)
 # The platform of the rented machines, whatever this one is.
 IMAGE_FLAGS = --file Dockerfile.training --platform linux/amd64 --tag "$(IMAGE)" \
   --label org.opencontainers.image.revision=$(REVISION) $(if $(BASE_IMAGE),--build-arg "BASE_IMAGE=$(BASE_IMAGE)") $(BUILD_FLAGS)
