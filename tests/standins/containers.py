@@ -99,7 +99,9 @@ class Workbench:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a container of the image, as an engine would."""
         container = self.buildah("from", "--pull-never", image)
-        options = [word for host, inside in mounts.items() for word in ("-v", f"{host}:{inside}")]
+        # An engine makes the container's name known to it, which torchrun looks up; buildah does not.
+        options = ["--hostname", "localhost"]
+        options += [word for host, inside in mounts.items() for word in ("-v", f"{host}:{inside}")]
         options += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         return subprocess.run(
             ["buildah", "run", *options, container, "--", *command],
