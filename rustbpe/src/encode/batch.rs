@@ -12,6 +12,9 @@ use crate::Error;
 /// Bytes of text that a thread takes at a time.
 const TASK_BYTES: usize = 1 << 16;
 
+/// Room is made for so many ids; more make their own.
+const BYTES_A_TOKEN: usize = 3;
+
 /// The encoders of one vocabulary and pattern: as many as were ever in use at once, caches filled.
 pub struct Encoders {
     vocabulary: Arc<Vocabulary>,
@@ -57,7 +60,8 @@ impl Encoders {
         threads: usize,
     ) -> Result<Vec<Vec<u32>>, Error> {
         self.in_parts(texts, threads, |encoder, texts| {
-            let mut ids = Vec::new();
+            let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+            let mut ids = Vec::with_capacity(bytes / BYTES_A_TOKEN);
             for text in texts {
                 ids.extend(first);
                 encoder.encode(text.as_ref(), &mut ids)?;

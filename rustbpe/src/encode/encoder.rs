@@ -4,11 +4,18 @@ use std::sync::Arc;
 
 use super::Vocabulary;
 use super::cache::{Cache, Place, ShortWord};
+use super::pairs::Joining;
 use crate::Error;
 use crate::split::Splitter;
 
 /// Short words that wait while their cache lines come from memory.
 const WAITING: usize = 64;
+
+/// Words that are joined together.
+const JOINED: usize = 16;
+
+/// Ids that are found before they are given.
+const FOUND: usize = 1 << 12;
 
 /// Encodes text. Holds scratch space and a cache, so each thread has its own.
 pub struct Encoder {
@@ -22,6 +29,11 @@ pub struct WordEncoder {
     cache: Cache,
     waiting: [Place; WAITING],
     count: usize,
+    /// Ids of words that were in the cache.
+    found: Vec<u32>,
+    /// Words that were not, and how many of the ids found come before.
+    missed: Vec<(usize, Place)>,
+    joinings: [Joining<16>; JOINED],
 }
 
 impl Encoder {
@@ -47,7 +59,22 @@ impl Encoder {
 
 impl WordEncoder {
     pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
-        Self { vocabulary, cache: Cache::new(), waiting: [Place::default(); WAITING], count: 0 }
+        let mut cache = Cache::new();
+        // The last that are put in stay when there is no room for all: tokens of low ids are met most.
+        for (id, token) in vocabulary.tokens().iter().enumerate().rev() {
+            if let Some(word) = ShortWord::new(token) {
+                cache.remember(cache.place(word), &[id as u32]);
+            }
+        }
+        Self {
+            vocabulary,
+            cache,
+            waiting: [Place::default(); WAITING],
+            count: 0,
+            found: Vec::new(),
+            missed: Vec::new(),
+            joinings: [(); JOINED].map(|()| Joining::default()),
+        }
     }
 
     /// Take the next word. Ids come in the order of the words, when enough of them wait or at `finish`.
@@ -59,7 +86,10 @@ impl WordEncoder {
                 self.waiting[self.count] = self.cache.place(short);
                 self.count += 1;
                 if self.count == WAITING {
-                    self.finish(ids);
+                    self.look_up();
+                    if self.missed.len() >= JOINED || self.found.len() >= FOUND {
+                        self.give(ids);
+                    }
                 }
             }
             None => {
@@ -71,16 +101,71 @@ impl WordEncoder {
 
     /// Append the ids of the words that wait.
     pub fn finish(&mut self, ids: &mut Vec<u32>) {
-        ids.reserve(self.count);
+        self.look_up();
+        self.give(ids);
+    }
+
+    /// Look for the words that wait in the cache.
+    fn look_up(&mut self) {
+        // Of words in a row that are tokens, which nearly all are: appended together.
+        let mut tokens = [0; WAITING];
+        let mut count = 0;
         for place in &self.waiting[..self.count] {
-            if !self.cache.find(*place, ids) {
+            if let Some(id) = self.cache.find_token(*place) {
+                tokens[count] = id;
+                count += 1;
+                continue;
+            }
+            self.found.extend_from_slice(&tokens[..count]);
+            count = 0;
+            if !self.cache.find(*place, &mut self.found) {
+                self.missed.push((self.found.len(), *place));
+            }
+        }
+        self.found.extend_from_slice(&tokens[..count]);
+        self.count = 0;
+    }
+
+    /// Append what was found, and between it what the words come to that were not.
+    fn give(&mut self, ids: &mut Vec<u32>) {
+        let pairs = self.vocabulary.pairs();
+        let mut given = 0;
+        for missed in self.missed.chunks(JOINED) {
+            let joinings = &mut self.joinings[..missed.len()];
+            for (joining, (_, place)) in joinings.iter_mut().zip(missed) {
                 let (bytes, length) = place.word.bytes();
+                joining.begin(pairs, &bytes[..length]);
+            }
+            // A step of each in turn: what its next one needs comes from memory meanwhile.
+            let mut open: [usize; JOINED] = std::array::from_fn(|number| number);
+            let mut count = missed.len();
+            while count > 0 {
+                let mut left = 0;
+                for at in 0..count {
+                    let number = open[at];
+                    open[left] = number;
+                    left += usize::from(joinings[number].step(pairs));
+                }
+                count = left;
+                for number in &open[..count] {
+                    joinings[*number].look(pairs);
+                }
+            }
+            for (joining, (before, place)) in joinings.iter().zip(missed) {
+                ids.extend_from_slice(&self.found[given..*before]);
+                given = *before;
                 let start = ids.len();
-                self.vocabulary.encode_word(&bytes[..length], ids);
+                let (bytes, length) = place.word.bytes();
+                match pairs.unreached(&bytes[..length]) {
+                    Some(id) => ids.push(id),
+                    None => ids.extend(joining.parts()),
+                }
                 self.cache.remember(*place, &ids[start..]);
             }
         }
-        self.count = 0;
+        ids.extend_from_slice(&self.found[given..]);
+        self.found.clear();
+        self.missed.clear();
     }
 
     fn add_long(&mut self, word: &[u8], ids: &mut Vec<u32>) {
@@ -112,6 +197,22 @@ mod tests {
             encoder.encode(&text, &mut ids).unwrap();
             assert_eq!(ids[0], 7);
             assert_eq!(ids[1..], expected);
+        }
+    }
+
+    #[test]
+    fn words_that_the_cache_has_forgotten_come_to_the_same() {
+        // No two letters of "xyz" are a token.
+        let bytes = (0..=255_u8).map(|byte| (vec![byte], u32::from(byte)));
+        let tokens = [("ab", 256), ("abc", 257), ("xyz", 258)];
+        let tokens = tokens.map(|(token, id)| (token.as_bytes().to_vec(), id));
+        let vocabulary = Arc::new(Vocabulary::from_ranks(bytes.chain(tokens)).unwrap());
+        let mut encoder = Encoder::new(vocabulary, r"\w+").unwrap();
+        for _ in 0..2 {
+            let mut ids = Vec::new();
+            encoder.encode("abc xyz xyzabc", &mut ids).unwrap();
+            assert_eq!(ids, [257, 258, 120, 121, 122, 257]);
+            encoder.words.cache = Cache::new();
         }
     }
 

@@ -21,7 +21,6 @@ use rustc_hash::FxBuildHasher;
 
 use crate::Error;
 use crate::merge::Pair;
-use cache::ShortWord;
 use pairs::Pairs;
 
 pub use batch::Encoders;
@@ -35,14 +34,7 @@ const ID_LIMIT: u32 = 1 << 24;
 pub struct Vocabulary {
     /// By id. An id that no token has is empty.
     tokens: Vec<Box<[u8]>>,
-    tables: OnceLock<Tables>,
-}
-
-/// What encoding looks up.
-struct Tables {
-    short_words: HashMap<ShortWord, u32, FxBuildHasher>,
-    long_words: HashMap<Box<[u8]>, u32, FxBuildHasher>,
-    pairs: Pairs,
+    pairs: OnceLock<Pairs>,
 }
 
 impl Default for Vocabulary {
@@ -59,7 +51,7 @@ impl Vocabulary {
             let joined = [&*tokens[left as usize], &*tokens[right as usize]].concat();
             tokens.push(joined.into());
         }
-        Self { tokens, tables: OnceLock::new() }
+        Self { tokens, pairs: OnceLock::new() }
     }
 
     /// Tokens with their ids, in any order. Ids may leave gaps.
@@ -97,7 +89,7 @@ impl Vocabulary {
                 "the byte 0x{byte:02x} is no token: text that holds it could not be encoded"
             )));
         }
-        Ok(Self { tokens, tables: OnceLock::new() })
+        Ok(Self { tokens, pairs: OnceLock::new() })
     }
 
     /// Every token's bytes by id. An id that no token has is empty.
@@ -113,38 +105,20 @@ impl Vocabulary {
     /// (left, right, joined): the two tokens that each token is joined from, by id. A token that no
     /// joining reaches is left out: it is met as a whole word only.
     pub fn merges(&self) -> Vec<(u32, u32, u32)> {
-        self.tables().pairs.sorted()
+        self.pairs().sorted()
     }
 
     /// Append the tokens of one word.
     pub fn encode_word(&self, word: &[u8], ids: &mut Vec<u32>) {
-        let tables = self.tables();
-        let whole = match ShortWord::new(word) {
-            Some(short) => tables.short_words.get(&short),
-            None => tables.long_words.get(word),
-        };
-        match whole {
-            Some(id) => ids.push(*id),
-            None => tables.pairs.join(word, ids),
+        let pairs = self.pairs();
+        match pairs.unreached(word) {
+            Some(id) => ids.push(id),
+            None => pairs.join(word, ids),
         }
     }
 
-    fn tables(&self) -> &Tables {
-        self.tables.get_or_init(|| Tables::new(&self.tokens))
-    }
-}
-
-impl Tables {
-    fn new(tokens: &[Box<[u8]>]) -> Self {
-        let mut short_words = HashMap::with_capacity_and_hasher(tokens.len(), FxBuildHasher);
-        let mut long_words = HashMap::default();
-        for (token, id) in tokens.iter().zip(0..).filter(|(token, _)| !token.is_empty()) {
-            match ShortWord::new(token) {
-                Some(short) => short_words.insert(short, id),
-                None => long_words.insert(token.clone(), id),
-            };
-        }
-        Self { short_words, long_words, pairs: Pairs::of(tokens) }
+    pub(super) fn pairs(&self) -> &Pairs {
+        self.pairs.get_or_init(|| Pairs::of(&self.tokens))
     }
 }
 

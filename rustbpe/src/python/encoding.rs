@@ -334,11 +334,15 @@ fn fill<T: Element>(buffer: &PyBuffer<T>, parts: &[Vec<u32>], as_item: impl Fn(u
         )));
     }
     if let Some(items) = buffer.as_slice_ptr() {
-        for (at, id) in parts.iter().flatten().enumerate() {
-            // SAFETY: the buffer is writable and contiguous (`IdBuffer::of`), and Python keeps it in
-            // place while `buffer` is held; `at` is below `count`, which it has room for. No reference to
-            // its items is made, so it does not matter who else looks at them.
-            unsafe { items.cast::<T>().add(at).write(as_item(*id)) };
+        let mut start = 0;
+        for part in parts {
+            for (at, id) in part.iter().enumerate() {
+                // SAFETY: the buffer is writable and contiguous (`IdBuffer::of`), and Python keeps it in
+                // place while `buffer` is held; `start + at` is below `count`, which it has room for. No
+                // reference to its items is made, so it does not matter who else looks at them.
+                unsafe { items.cast::<T>().add(start + at).write(as_item(*id)) };
+            }
+            start += part.len();
         }
     }
     Ok(count)
