@@ -307,7 +307,7 @@ impl PairTable {
         let mixed = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (1 << KEY_BITS);
         let start = (mixed >> (KEY_BITS - self.start_bits)) as usize / BUCKET * BUCKET;
         prefetch(&self.slots, start);
-        Search { start, check: mixed % (1 << CHECK_BITS) | 1 << CHECK_BITS }
+        Search { start, check: (mixed % (1 << CHECK_BITS)) | (1 << CHECK_BITS) }
     }
 
     #[inline]
