@@ -108,7 +108,7 @@ class Workbench:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
 
