@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -65,7 +66,7 @@ def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyP
         yield emulator
         assert emulator.violations == []
         assert [pod.id for pod in emulator.pods() if pod.deleted_at is None] == []
-        charged = sum(pod.charged_usd for pod in emulator.pods())
+        charged = sum(pod.charged_usd for pod in emulator.pods() if "NANOCHAT_JOB" in pod.env)
         accounted = sum(entry.dollars() for entry in entries(project.store) if entry.token not in before)
         assert accounted >= charged
 
@@ -226,3 +227,45 @@ def test_what_a_dead_orchestrator_left_is_adopted(
     assert len(runpod.pods()) == 1
     second.cancel()
     assert second.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
+
+
+def test_a_pod_that_nobody_owns_is_listed_and_swept_and_a_strangers_is_left_alone(
+    project: SimpleNamespace,
+    runpod: Emulator,
+    run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    from dagster_nanochat.launch.runpod import sweeper
+    from dagster_nanochat.launch.runpod.client import RunPodClient
+    from dagster_nanochat.launch.runpod.models import GpuRequest, PodRequest
+    from dagster_nanochat.pods import list_pods, remove_pod, sweep_pods
+
+    for name in ("_SILENT_FOR", "_ASKING_FOR"):
+        monkeypatch.setattr(sweeper, name, datetime.timedelta(seconds=1))
+    with RunPodClient.from_environment() as client:
+        names = ("their-pod", "nanochat-d4-base-20250101T000000-0badcafe")  # one of another store's ledger
+        strangers = [
+            client.create_pod(PodRequest(name=name, image=IMAGE, disk=10, gpu=GpuRequest(id=GPU))).id
+            for name in names
+        ]
+        training = run("steady", in_process=True)
+        wait_for(lambda: training.said("base: prepare"), within_s=120)
+        assert sweep_pods() == 0
+        assert "nothing to sweep" in capsys.readouterr().out
+        training.process.kill()
+        mine = next(pod for pod in runpod.pods() if pod.id not in strangers)
+        runpod.faults.add("freezes", pod=mine.id)
+        wait_for(lambda: list_pods() == 0 and "nobody needs it" in capsys.readouterr().out, within_s=90)
+        assert sweep_pods() == 0
+        said = capsys.readouterr().out
+        assert re.search(
+            rf"^ended pod {mine.id} \(base of steady, .*\): nobody has its lease, and", said, re.M
+        )
+        assert remove_pod(strangers[0]) == 1
+        living = [pod.id for pod in runpod.pods() if pod.deleted_at is None]
+        assert living == strangers
+        entry = next(entry for entry in entries(project.store) if entry.machine == mine.id)
+        assert (entry.open, entry.outcome) == (False, "LOST")
+        for stranger in strangers:
+            client.delete_pod(stranger)
