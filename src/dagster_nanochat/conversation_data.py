@@ -52,7 +52,7 @@ def conversation_data_result(
             data = write_stage_data(
                 recipe, section, tasks, folder, lambda line: context.log.info(f"{stage}: {line}")
             )
-        except (TaskError, ConversationError, ShardError, SourceError) as error:
+        except (TaskError, ConversationError, ShardError, SourceError, HubError) as error:
             raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
         rows = [
             {

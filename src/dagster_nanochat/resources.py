@@ -38,6 +38,15 @@ class LauncherResource(dg.ConfigurableResource):
         "else local",
     )
 
+    @property
+    def _kind(self) -> str:
+        return self.kind or os.environ.get(LAUNCHER_ENV) or "local"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether stages train on other machines than this one."""
+        return self._kind != "local"
+
     def create(
         self,
         store: ObjectStore,
@@ -46,7 +55,7 @@ class LauncherResource(dg.ConfigurableResource):
         settings: Mapping[str, Any] | None = None,
     ) -> Launcher:
         """hardware: the recipe's. settings: the run's own, of a launcher that rents. Raises dg.Failure."""
-        kind = self.kind or os.environ.get(LAUNCHER_ENV) or "local"
+        kind = self._kind
         if kind == "local":
             return LocalLauncher(store)
         if kind == "runpod":

@@ -250,7 +250,7 @@ class Attempts:
         tokenizer = receipts["tokenizer"]
         assert tokenizer is not None
         assert self._state.identity is not None
-        train, validation = shard_files(self._store, recipe) if stage == "base" else ((), None)
+        text = shard_files(self._store, recipe) if stage == "base" else None
         previous = receipts.get({"midtrain": "base", "sft": "midtrain"}.get(stage, ""))
         data = receipts.get({"midtrain": "midtrain_data", "sft": "sft_data"}.get(stage, ""))
         tokens = attempts(self._store, self._state.prefix)
@@ -265,8 +265,9 @@ class Attempts:
             prefix=self._state.prefix,
             inputs=inputs,
             data=self._state.identity.data,
-            shards=train,
-            validation=validation,
+            shards=text.train if text else (),
+            validation=text.validation if text else None,
+            urls=dict(text.urls) if text else {},
             tokenizer=tokenizer.output("tokenizer.json"),
             init_checkpoint=previous.outputs if previous else (),
             conversations=conversation_files(data) if data else {},

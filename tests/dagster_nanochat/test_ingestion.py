@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from emulators.hub.client import running_hub
 
 from nanochat.data.shards import ingest_shards, read_record
 from nanochat.data.sources import get_source
@@ -124,6 +127,38 @@ def test_a_misspelt_mode_is_refused_before_anything_is_fetched(store: FileStore,
     record = read_record(store, "tinytext", "tinytext_part_0")
     assert record is not None
     assert record.mode == "copy"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "config", "mode"),
+    [
+        ("local", {}, "copy"),
+        ("runpod", {}, "reference"),
+        ("runpod", {"mode": "copy"}, "copy"),
+        ("local", {"mode": "reference"}, "reference"),
+    ],
+)
+def test_hub_shards_are_copied_where_training_is_local_and_referenced_where_it_is_not(
+    store: FileStore,
+    ingest: Ingest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: str,
+    config: dict[str, str],
+    mode: str,
+) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": ["some words"] * 9}), folder / "shard_01821.parquet")
+    monkeypatch.setenv("NANOCHAT_LAUNCHER", launcher)
+    with running_hub(repos={"karpathy/fineweb-edu-100b-shuffle": folder}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        result = ingest("shard_01821", "shard_01821", **config)
+    assert result.failure is None
+    record = read_record(store, "fineweb-edu", "shard_01821")
+    assert record is not None
+    assert record.mode == mode
+    assert (store.head(record.key) is None) == (mode == "reference")
 
 
 def test_what_is_left_out_is_told_when_the_code_location_loads(tmp_path: Path) -> None:

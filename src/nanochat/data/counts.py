@@ -39,19 +39,20 @@ class Counted:
 def ensure_counts(store: ObjectStore, source: str, shard: str, section: Tokenizer) -> Counted:
     """The shard's counts file, made if it is missing, damaged, or of other bytes.
 
-    Raises ShardError where the shard is not in the store or its bytes are not the recorded ones, and
-    what `count_shard` raises.
+    A shard that is only recorded by reference is brought from the hub to be counted. Raises ShardError
+    where the shard is not in the store or its bytes are not the recorded ones, HubError where the hub
+    does not give it, and what `count_shard` raises.
     """
     record = read_record(store, source, shard)
-    path = shard_path(store, source, shard)
-    assert record is not None, "shard_path() has found it"
     key = counts_key(counting_digest(section), shard)
     found = _read(store, key)
     info = store.head(key)
-    if found and info and (found.shard_sha256, found.size_bytes) == (record.sha256, info.size):
+    if record and found and info and (found.shard_sha256, found.size_bytes) == (record.sha256, info.size):
         counts = store.local_path(key)
         if counts is None or _is_intact(counts, record.sha256):
             return _counted(key, found, new=False)
+    path = shard_path(store, source, shard)
+    assert record is not None, "shard_path() has found it"
     with tempfile.TemporaryDirectory(prefix="nanochat-counts-") as folder:
         made = Path(folder) / "counts"
         totals = count_shard(path, made, section)

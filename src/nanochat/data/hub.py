@@ -12,11 +12,13 @@ import dataclasses
 import errno
 import os
 import random
+import re
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from nanochat.data.staging import Stop
 from nanochat.store.digests import digest_file
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+# What `HubRepo.url` gives.
+_ADDRESS = re.compile(
+    r"(?P<endpoint>https?://.+?)/datasets/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+)
 
 T = TypeVar("T")
 
@@ -74,6 +81,22 @@ def fetch_verified(
         f"{what} arrived damaged twice: expected sha256 {sha256} ({size_bytes} bytes), got {found} ({size} "
         "bytes). Check the mirror (HF_ENDPOINT) or proxy in between, then run it again."
     )
+
+
+def download_address(
+    url: str, destination: Path, stop: Stop | None = None, *, patience: Patience | None = None
+) -> None:
+    """Bring the file at an address that `HubRepo.url` gave, as `HubRepo.download` does.
+
+    Where ``HF_ENDPOINT`` is set, that mirror is asked in place of the address's own hub. Raises
+    HubError, also for what is no such address, and Stopped.
+    """
+    address = _ADDRESS.fullmatch(url)
+    if address is None:
+        raise HubError(f"{url} is no address of a dataset's file at a hub")
+    endpoint = os.environ.get("HF_ENDPOINT") or address["endpoint"]
+    repo = HubRepo(address["repo"], endpoint=endpoint, patience=patience)
+    repo.download(unquote(address["path"]), unquote(address["revision"]), destination, stop)
 
 
 class HubRepo:

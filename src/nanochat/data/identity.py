@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from nanochat.data.mixture import ingredient_digest
-from nanochat.data.shards import Mode, ShardError, ShardRecord, require_shards
+from nanochat.data.shards import ShardError, ShardRecord, require_shards
 from nanochat.data.sources import get_source
 from nanochat.data.stage_data import corpus_digest, task_context
 from nanochat.data.tasks import TaskContext, TaskError
@@ -24,15 +25,13 @@ class DataNeeded(Exception):
         super().__init__("; ".join(self.needs))
 
 
-def _records(
-    store: ObjectStore, recipe: Recipe, *, count: int, validation: bool, mode: Mode
-) -> list[ShardRecord]:
+def _records(store: ObjectStore, recipe: Recipe, *, count: int, validation: bool) -> list[ShardRecord]:
     source = get_source(recipe.data.source)
     shards = source.training_shards()[:count]
     if validation:
         shards += (source.validation_shard(),)
     try:
-        return require_shards(store, source, shards, mode=mode)
+        return require_shards(store, source, shards, mode="reference")
     except ShardError as error:
         raise DataNeeded([str(error)]) from error
 
@@ -44,7 +43,7 @@ def shard_digests(
 
     Raises DataNeeded naming the shards that are not ingested.
     """
-    records = _records(store, recipe, count=count, validation=validation, mode="reference")
+    records = _records(store, recipe, count=count, validation=validation)
     held_out = records.pop() if validation else None
     digests = {record.shard: record.sha256 for record in records}
     if held_out:
@@ -52,15 +51,25 @@ def shard_digests(
     return digests
 
 
-def shard_files(store: ObjectStore, recipe: Recipe) -> tuple[tuple[FileRef, ...], FileRef]:
-    """The recipe's training shards in order, and its validation shard, as stored files.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardFiles:
+    """A recipe's training shards in order, and its validation shard. urls: by key, the hub's address of
+    those whose bytes the store does not hold."""
 
-    Raises DataNeeded naming those whose bytes are not in the store: one that is only recorded by
-    reference can be identified, and not read.
+    train: tuple[FileRef, ...]
+    validation: FileRef
+    urls: Mapping[str, str]
+
+
+def shard_files(store: ObjectStore, recipe: Recipe) -> ShardFiles:
+    """The text that the recipe's base model is trained and measured on.
+
+    Raises DataNeeded naming the shards that are not ingested.
     """
-    records = _records(store, recipe, count=recipe.data.shards, validation=True, mode="copy")
+    records = _records(store, recipe, count=recipe.data.shards, validation=True)
     *train, held_out = (record.file for record in records)
-    return tuple(train), held_out
+    urls = {record.key: record.url for record in records if record.mode == "reference"}
+    return ShardFiles(train=tuple(train), validation=held_out, urls=urls)
 
 
 def conversation_files(receipt: Receipt) -> dict[str, FileRef]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from nanochat.data.hub import HubError, fetch_verified
+from nanochat.data.hub import HubError, download_address, fetch_verified
 from nanochat.data.parquet import inspect_text
 from nanochat.data.sources import PinnedSource, ShardLocation, Source, get_source
 from nanochat.data.staging import Stop, alone, staging_folder
@@ -25,7 +26,7 @@ from nanochat.store import ObjectNotFound, ObjectStore, StoreError
 from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document, DocumentError
 from nanochat.store.layout import shard_key, shard_record_key
-from nanochat.store.local import local_copy
+from nanochat.store.local import cached_path, local_copy
 from nanochat.store.receipts import FileRef
 
 Mode = Literal["copy", "reference"]
@@ -290,26 +291,55 @@ def describe_keys(keys: Iterable[str], source: Source) -> str:
 
 
 def shard_path(store: ObjectStore, source: str, key: str) -> Path:
-    """Where a shard that was verified when it was ingested can be read. Raises ShardError where it
-    is not here."""
+    """Where a shard that was verified when it was ingested can be read. One that is only recorded by
+    reference is brought from the hub, once, and verified.
+
+    Raises ShardError where it is not in the store, HubError where the hub does not give it.
+    """
+    return _readable_shard(store, source, key)[1]
+
+
+def verified_shard_path(store: ObjectStore, source: str, key: str) -> Path:
+    """The same, of a shard whose content is verified now. Raises ShardError where it is damaged."""
+    record, path = _readable_shard(store, source, key)
+    problem = _damage(record, path)
+    if problem and record.mode == "reference":
+        path.unlink()
+        return _from_hub(store, record)
+    if problem:
+        raise ShardError(problem)
+    return path
+
+
+def _readable_shard(store: ObjectStore, source: str, key: str) -> tuple[ShardRecord, Path]:
     record = read_record(store, source, key)
-    lack = _lack(store, record, "copy", None)
+    lack = _lack(store, record, "reference", None)
     if lack:
         raise ShardError(
             f"shard {key} of {source} is {lack}. Get it: {command_for([key], get_source(source))}"
         )
     assert record is not None, "what lacks nothing has a record"
-    return local_copy(store, record.file)
+    if record.mode == "reference":
+        return record, _from_hub(store, record)
+    return record, local_copy(store, record.file)
 
 
-def verified_shard_path(store: ObjectStore, source: str, key: str) -> Path:
-    """The same, of a shard whose content is verified now. Raises ShardError where it is damaged."""
-    path = shard_path(store, source, key)
-    record = read_record(store, source, key)
-    problem = _damage(record, path) if record else None
-    if problem:
-        raise ShardError(problem)
-    return path
+def _from_hub(store: ObjectStore, record: ShardRecord) -> Path:
+    """This machine's copy of a shard that the store does not hold."""
+    copy = cached_path(record.sha256)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with alone(store, copy.with_name(f"{record.sha256}.lock")):
+        if not copy.exists():
+            staged = copy.with_name(f"{record.sha256}.unverified")
+            fetch_verified(
+                lambda destination: download_address(record.url, destination),
+                staged,
+                size_bytes=record.size_bytes,
+                sha256=record.sha256,
+                what=f"shard {record.shard} of {record.source} ({record.url})",
+            )
+            os.replace(staged, copy)
+    return copy
 
 
 def _damage(record: ShardRecord, path: Path) -> str | None:

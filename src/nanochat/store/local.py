@@ -26,7 +26,7 @@ def local_copy(store: ObjectStore, file: FileRef) -> Path:
     in_place = store.local_path(file.key)
     if in_place is not None:
         return in_place
-    copy = cache_folder() / file.sha256[:2] / file.sha256
+    copy = cached_path(file.sha256)
     if copy.exists():
         return copy
     arrived = store.fetch(file.key, copy.with_name(f"{file.sha256}.{uuid.uuid4().hex[:12]}"))
@@ -39,6 +39,11 @@ def local_copy(store: ObjectStore, file: FileRef) -> Path:
         )
     os.replace(arrived, copy)
     return copy
+
+
+def cached_path(sha256: str) -> Path:
+    """Where the copy of a content is, or would be."""
+    return cache_folder() / sha256[:2] / sha256
 
 
 def cache_folder() -> Path:

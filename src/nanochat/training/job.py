@@ -71,6 +71,8 @@ class TrainingJob(Document):
     tokenizer: FileRef
     init_checkpoint: tuple[FileRef, ...] = ()
     conversations: dict[str, FileRef] = Field(default_factory=dict)
+    # The hub's addresses, by key, of shards whose bytes the store does not hold.
+    urls: dict[str, str] = Field(default_factory=dict)
     hardware: JobHardware = JobHardware()
     deadline_s: float = Field(default=86_400.0, gt=0)
     # None: started detached, it goes on alone until its deadline.

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from nanochat.data.conversations import ConversationError
+from nanochat.data.hub import HubError
 from nanochat.data.parquet import TextFileError
 from nanochat.data.questions import QuestionError
 from nanochat.events import EventWriter
@@ -50,6 +51,7 @@ _BAD_REQUESTS = (
     BadInput,
     ckpt.CheckpointError,
     ConversationError,
+    HubError,
     QuestionError,
     TextFileError,
     DocumentError,
@@ -110,6 +112,14 @@ class _Run:
     def run(self) -> None:
         self.events.emit("phase", name="prepare")
         inputs = self._inputs()
+        try:
+            self._run(inputs)
+        finally:
+            inputs.arrivals.close()
+
+    def _run(self, inputs: Inputs) -> None:
+        if len(inputs.arrivals):
+            self._log(f"{len(inputs.arrivals)} shards come from the hub; training begins on the first ones")
         tokenizer = Tokenizer.load(inputs.tokenizer)
         stage = STAGES[self.job.stage](
             StageContext(job=self.job, inputs=inputs, tokenizer=tokenizer, world=self.world)
@@ -139,10 +149,9 @@ class _Run:
     # Before training
 
     def _inputs(self) -> Inputs:
-        if self.world.is_local_main:
-            gather_inputs(self.job, self.store, self.work, fetch=True)
+        inputs = gather_inputs(self.job, self.store, self.work, fetch=self.world.is_local_main)
         self.world.barrier()
-        return gather_inputs(self.job, self.store, self.work, fetch=False)
+        return inputs
 
     def _initial_model(self, card: ckpt.ModelCard, inputs: Inputs, seed: int) -> GPT:
         torch.manual_seed(seed)
@@ -324,6 +333,9 @@ class _Run:
         self.events.emit("phase", name="train")
         try:
             trainer.run()
+        except BaseException:
+            stage.inputs.arrivals.close()  # the loader may be waiting for one
+            raise
         finally:
             loader.close()
             writer.wait()

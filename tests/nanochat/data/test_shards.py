@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from emulators.hub.client import HubEmulator, running_hub
 
+from nanochat.data.counts import ensure_counts
+from nanochat.data.hub import HubError
 from nanochat.data.shards import (
     ShardError,
     ShardRecord,
@@ -22,11 +24,13 @@ from nanochat.data.shards import (
     read_record,
     require_shards,
     shard_path,
+    verified_shard_path,
     verify_shard,
 )
 from nanochat.data.sources.folder import FolderSource
 from nanochat.data.sources.hub import FINEWEB_EDU, HubSource
 from nanochat.data.staging import alone
+from nanochat.recipes import Tokenizer
 from nanochat.store import FileStore, StoreError
 from nanochat.store.digests import digest_file
 
@@ -204,6 +208,37 @@ def test_reference_mode_records_what_the_hub_says_and_fetches_no_bytes(
     (copied,) = ingest_shards(tmp_store, SOURCE, KEYS[:1]).landed
     assert require_shards(tmp_store, SOURCE, KEYS[:1]) == [copied]
     assert keys_of(ingest_shards(tmp_store, SOURCE, KEYS[:1], mode="reference").skipped) == ["words_00000"]
+
+
+def test_a_shard_recorded_by_reference_is_read_from_a_verified_copy_of_the_hubs(
+    hub: HubEmulator, tmp_store: FileStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
+    ingest_shards(tmp_store, SOURCE, KEYS[:2], mode="reference")
+    hub.fault("GET /storage/", "wrong_bytes", after=50)
+    path = shard_path(tmp_store, "words", KEYS[1])
+    assert path.read_bytes() == (folder / "shard_00001.parquet").read_bytes()
+    assert downloads(hub) == 2, "what arrived damaged is fetched once more"
+    assert shard_path(tmp_store, "words", KEYS[1]) == path
+    assert downloads(hub) == 2
+    path.write_bytes(b"torn")
+    assert verified_shard_path(tmp_store, "words", KEYS[1]).stat().st_size > 4
+    assert downloads(hub) == 3
+    hub.fault("GET /storage/", "wrong_bytes", after=50, times=2)
+    with pytest.raises(HubError, match=r"shard words_00000 of words \(http.*arrived damaged twice"):
+        shard_path(tmp_store, "words", KEYS[0])
+    assert list(tmp_store.list("shards/words/words_00000.parquet")) == []
+
+
+def test_words_are_counted_of_a_shard_that_is_only_recorded(
+    hub: HubEmulator, tmp_store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
+    ingest_shards(tmp_store, SOURCE, KEYS[:1], mode="reference")
+    section = Tokenizer(vocab_size=300, shards=1)
+    assert ensure_counts(tmp_store, "words", KEYS[0], section).words == 41
+    assert not ensure_counts(tmp_store, "words", KEYS[0], section).new
+    assert downloads(hub) == 1
 
 
 class Interrupted(BaseException):

@@ -143,21 +143,23 @@ def test_everything_that_is_missing_is_named_once_and_at_once(
     assert str(raised.value).count("are missing") == len(raised.value.needs) == 1
 
 
-def test_a_shard_that_is_only_recorded_identifies_a_stage_and_cannot_be_read(
+def test_a_shard_that_is_only_recorded_identifies_a_stage_and_is_read_from_its_address(
     make_source: Callable[..., Path], tmp_store: FileStore
 ) -> None:
     make_source()
     ingest(tmp_store)
     plain = recipe(Ingredient(task="arithmetic", rows=3))
-    training, validation = shard_files(tmp_store, plain)
-    assert [file.name for file in (*training, validation)] == [f"texts_{name}.parquet" for name in "abc"]
+    files = shard_files(tmp_store, plain)
+    assert [file.name for file in (*files.train, files.validation)] == [
+        f"texts_{name}.parquet" for name in "abc"
+    ]
+    assert files.urls == {}
     digests = shard_digests(tmp_store, plain, count=2, validation=True)
     assert list(digests) == ["texts_a", "texts_b", "validation texts_c"]
     record = read_record(tmp_store, "texts", "texts_b")
     assert record is not None
     tmp_store.put("shards/texts/texts_b.json", record.model_copy(update={"mode": "reference"}).to_bytes())
     assert shard_digests(tmp_store, plain, count=2, validation=True) == digests
-    with pytest.raises(
-        DataNeeded, match=r"texts_b \(only recorded by reference\). Get them: `dg .* --partition texts_b`"
-    ):
-        shard_files(tmp_store, plain)
+    referenced = shard_files(tmp_store, plain)
+    assert (referenced.train, referenced.validation) == (files.train, files.validation)
+    assert referenced.urls == {record.key: record.url}

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from dagster_nanochat.defs.ingestion.sources import source_key
 from dagster_nanochat.partitions import model_partitions, recipe_book, shard_partitions, shard_sources
-from dagster_nanochat.resources import StoreResource
+from dagster_nanochat.resources import LauncherResource, StoreResource
 from dagster_nanochat.selection import required_recipe, required_shards
 from dagster_nanochat.shard_checks import shard_evaluation
 from dagster_nanochat.views import data_folder, show_file
 from nanochat.data.counts import ensure_counts
 from nanochat.data.hub import HubError
-from nanochat.data.shards import IngestReport, ShardError, ShardRecord, ingest_shards
+from nanochat.data.shards import IngestReport, Mode, ShardError, ShardRecord, ingest_shards
 from nanochat.data.sources import Source, SourceError, enabled_sources, get_source
 from nanochat.recipes import Tokenizer
 from nanochat.store import ObjectStore, StoreError
@@ -33,8 +33,9 @@ _SOURCE_FAILS = (SourceError, ShardError, DocumentError, HubError, StoreError)
 
 
 class IngestMode(enum.Enum):
-    """See `nanochat.data.shards`."""
+    """See `nanochat.data.shards`. auto: reference where training runs on machines that are rented."""
 
+    auto = "auto"
     copy = "copy"
     reference = "reference"
 
@@ -48,21 +49,29 @@ class IngestConfig(dg.Config):
         default=False, description="First take the source's newest revision (it is pinned otherwise)"
     )
     mode: IngestMode = Field(
-        default=IngestMode.copy,
-        description="copy: bytes into the store. reference: record only what the hub says of them; counting "
-        "and training on this machine need a copy",
+        default=IngestMode.auto,
+        description="copy: bytes into the store. reference: record only what the hub says of them, and each "
+        "machine pulls those that it reads. auto: copy under the local launcher, else reference",
     )
 
     def ingest(
-        self, store: ObjectStore, source: Source, shards: list[str], on_landed: Callable[[ShardRecord], None]
+        self,
+        store: ObjectStore,
+        launcher: LauncherResource,
+        source: Source,
+        shards: list[str],
+        on_landed: Callable[[ShardRecord], None],
     ) -> IngestReport:
         """Raises `_SOURCE_FAILS`."""
+        chosen: Mode = "reference" if launcher.is_remote else "copy"
+        if self.mode is not IngestMode.auto:
+            chosen = "copy" if self.mode is IngestMode.copy else "reference"
         return ingest_shards(
             store,
             source,
             shards,
             threads=self.threads,
-            mode=self.mode.value,
+            mode=chosen,
             on_landed=on_landed,
             force=self.force,
             refresh=self.refresh,
@@ -95,7 +104,7 @@ class IngestConfig(dg.Config):
     can_subset=True,
 )
 def ingested_shards(
-    context: dg.AssetExecutionContext, config: IngestConfig, store: StoreResource
+    context: dg.AssetExecutionContext, config: IngestConfig, store: StoreResource, launcher: LauncherResource
 ) -> Iterator[dg.MaterializeResult]:
     """One event a shard as it lands, and at the end a failure that names the shards that failed.
 
@@ -105,7 +114,7 @@ def ingested_shards(
     opened = store.open()
     failed: dict[str, str] = {}
     if TRAINING_FILES in context.selected_asset_keys:
-        failed |= _ingest(context, config, opened, shards)
+        failed |= _ingest(context, config, opened, launcher, shards)
     if WORD_COUNTS in context.selected_asset_keys:
         failed |= _count(context, opened, [shard for shard in shards if shard not in failed])
     if failed:
@@ -120,7 +129,11 @@ def ingested_shards(
 
 
 def _ingest(
-    context: dg.AssetExecutionContext, config: IngestConfig, store: ObjectStore, shards: list[str]
+    context: dg.AssetExecutionContext,
+    config: IngestConfig,
+    store: ObjectStore,
+    launcher: LauncherResource,
+    shards: list[str],
 ) -> dict[str, str]:
     failed: dict[str, str] = {}
     for source in dict.fromkeys(shard_sources()[shard] for shard in shards):
@@ -128,7 +141,7 @@ def _ingest(
         context.log.info(f"{source.name}: {len(mine)} shards asked for")
         try:
             report = config.ingest(
-                store, source, mine, lambda record: _landed(context, store, record, new=True)
+                store, launcher, source, mine, lambda record: _landed(context, store, record, new=True)
             )
         except _SOURCE_FAILS as error:
             failed |= dict.fromkeys(mine, str(error))
@@ -217,7 +230,7 @@ def _count(context: dg.AssetExecutionContext, store: ObjectStore, shards: list[s
             results = [
                 ensure_counts(store, source.name, counting.shard, section) for section in counting.sections
             ]
-        except (ValueError, OSError, StoreError) as error:
+        except (ValueError, OSError, HubError, StoreError) as error:
             failed[counting.shard] = str(error)
             continue
         new = any(result.new for result in results)
@@ -245,7 +258,7 @@ def _count(context: dg.AssetExecutionContext, store: ObjectStore, shards: list[s
 
 @dg.asset(partitions_def=model_partitions, group_name="ingestion", kinds={"parquet"})
 def validation_files(
-    context: dg.AssetExecutionContext, config: IngestConfig, store: StoreResource
+    context: dg.AssetExecutionContext, config: IngestConfig, store: StoreResource, launcher: LauncherResource
 ) -> dg.MaterializeResult:
     """The validation shard of the model's source."""
     recipe = required_recipe(context)
@@ -253,7 +266,7 @@ def validation_files(
     source = get_source(recipe.data.source)
     shard = source.validation_shard()
     try:
-        report = config.ingest(opened, source, [shard], lambda record: None)
+        report = config.ingest(opened, launcher, source, [shard], lambda record: None)
     except _SOURCE_FAILS as error:
         raise dg.Failure(f"validation shard {shard} of {source.name}: {error}") from error
     if report.failed:
@@ -266,8 +279,7 @@ def validation_files(
     return dg.MaterializeResult(
         metadata={
             "shard": shard,
-            "rows": record.rows or 0,
-            "characters": record.characters or 0,
+            **({} if record.rows is None else {"rows": record.rows, "characters": record.characters}),
             "bytes": record.size_bytes,
             "sha256": record.sha256,
             "revision": record.revision,

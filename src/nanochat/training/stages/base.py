@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,18 @@ class BaseStage(Stage):
         threads = self.job.hardware.threads
         return DocumentStream(
             shards,
-            open_shard=iter_texts,
+            open_shard=self._open,
             encode=lambda texts: self.tokenizer.encode_batch(texts, threads),
             bos=self.tokenizer.bos,
             passes=passes,
         )
 
+    def _open(self, shard: Path, start: int) -> Iterator[tuple[int, str]]:
+        return iter_texts(self.inputs.arrivals.wait_for(shard), start)
+
     def make_loader(self, state: dict[str, Any] | None) -> ShardLoader:
+        if state:
+            self.inputs.arrivals.go_on_at(self.inputs.shards[state["shard"]])
         return ShardLoader(
             self._stream(list(self.inputs.shards), passes=None),
             context=self.recipe.model.context,
