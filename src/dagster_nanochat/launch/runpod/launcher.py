@@ -122,6 +122,12 @@ class RunPodLauncher:
                 Failure.BAD_REQUEST,
                 f"a pod cannot reach the store {self._store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
             )
+        if self._settings.nodes > 1:
+            raise AttemptFailed(
+                Failure.BAD_REQUEST,
+                f"{variable('nodes')}={self._settings.nodes}: this version trains a stage on one machine; unset "
+                f"it and ask for more GPUs ({variable('gpu_count')})",
+            )
         try:
             return list(find_offers(self._client, request, self._settings, flops))
         except RunPodError as error:
