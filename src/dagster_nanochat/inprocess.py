@@ -19,7 +19,13 @@ import dagster as dg
 from dagster_nanochat import holding
 from dagster_nanochat.guards import StageConfig
 from dagster_nanochat.holding import wait_for_lease
-from dagster_nanochat.lifecycle import BuiltStage, fresh_stage, record_identity, require_upstream
+from dagster_nanochat.lifecycle import (
+    BuiltStage,
+    fresh_stage,
+    record_identity,
+    require_upstream,
+    warn_of_store,
+)
 from nanochat.failures import AttemptFailed
 from nanochat.recipes import Recipe
 from nanochat.sources_digest import code_revision, sources_digest
@@ -67,6 +73,7 @@ def build_stage(
     if found:
         return found
     assert state.fingerprint is not None
+    warn_of_store(context, store)
     record_identity(store, state)
     token = new_token()
     keeper = LeaseKeeper(

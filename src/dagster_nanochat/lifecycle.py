@@ -23,7 +23,7 @@ from nanochat.failures import AttemptFailed, Failure
 from nanochat.plan import plan_stage
 from nanochat.recipes import Recipe
 from nanochat.stages import StageState, Status, resolve
-from nanochat.store import ObjectStore
+from nanochat.store import ObjectStore, S3Store, StoreError
 from nanochat.store.leases import Lease, LeaseKeeper, read_lease
 from nanochat.store.receipts import Receipt, point
 
@@ -61,6 +61,13 @@ def require_upstream(state: StageState, states: dict[str, StageState], model: st
             f"or see `nanochat plan --model {model}`.",
             allow_retries=False,
         )
+
+
+def warn_of_store(context: dg.AssetExecutionContext, store: ObjectStore) -> None:
+    """Try what leases need of the store, and say what it lacks. Raises StoreError."""
+    caveat = store.caveat() if isinstance(store, S3Store) else None
+    if caveat:
+        context.log.warning(caveat)
 
 
 def record_identity(store: ObjectStore, state: StageState) -> None:
@@ -103,7 +110,7 @@ def train_stage(
     """Bring a training stage of a model to a good receipt. Raises dg.Failure."""
     try:
         return _train_stage(context, stage, recipe, store, launcher, config)
-    except AttemptFailed as error:
+    except (AttemptFailed, StoreError) as error:
         raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
 
 
@@ -137,6 +144,7 @@ def _train_stage(
     )
     check_estimate(context, config, recipe, plan, best, cap_usd(context, config, store, recipe))
     require_upstream(before, states, recipe.name)
+    warn_of_store(context, store)
     with _slot(context, store, launcher, what), _watching(context, store, recipe, before) as watch:
         # While this run waited, others may have built the stage, or something that it needs.
         states = resolve(recipe, store)

@@ -3,6 +3,9 @@
 ``s3://bucket/prefix``; the endpoint, credentials and region are boto3's own (AWS_ENDPOINT_URL,
 AWS_PROFILE, …). A put is one request, or a multipart upload that nobody sees before it is complete,
 so a reader never meets half an object. A conditional put is S3's ``If-Match`` and ``If-None-Match``.
+Some services ignore or refuse these; the first conditional put of a process finds that out (`caveat`),
+and from then on the object is read and compared first, which keeps apart the threads of one process
+and nobody else who writes in the same moment.
 
 An object that is appended to is a folder of chunks, ``<key>/<offset of its first byte>``: S3 cannot
 append, and a reader that asks for what comes after its offset is given just that.
@@ -41,7 +44,19 @@ _NEXT_STEP = {
     "RequestTimeTooSkewed": "this machine's clock is off by more than the service allows. Set it (NTP)",
 }
 # A HEAD has no body, so its error has no name but the status; and what versitygw calls an unknown key.
-_ALSO_CALLED = {"403": "AccessDenied", "404": "NoSuchBucket", "XAdminUserNotFound": "InvalidAccessKeyId"}
+_ALSO_CALLED = {
+    "403": "AccessDenied",
+    "404": "NoSuchBucket",
+    "RequestExpired": "RequestTimeTooSkewed",
+    "TokenRefreshRequired": "ExpiredToken",
+    "XAdminUserNotFound": "InvalidAccessKeyId",
+}
+_NAMELESS = ("400", "403")
+
+# Conditions that a store has been found to keep (None) or not, by endpoint and bucket.
+_caveats: dict[tuple[str, str], str | None] = {}
+_caveats_lock = threading.Lock()
+_read_check_write = threading.Lock()
 
 
 class S3Store:
@@ -71,12 +86,53 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo | None:
         try:
             with self._errors("read", key):
-                found = self._s3.head_object(Bucket=self._bucket, Key=self._key(key))
+                found = self._head(key)
         except ObjectNotFound:
             return None
         return ObjectInfo(key=key, size=found["ContentLength"], etag=found["ETag"])
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        if not if_absent and if_match is None:
+            return self._put(key, data)
+        if self.caveat() is None:
+            return self._put(key, data, if_match=if_match, if_absent=if_absent)
+        with _read_check_write:
+            current = self.head(key)
+            if if_absent and current is not None:
+                raise PreconditionFailed(key, "it exists already")
+            if if_match is not None and (current is None or current.etag != if_match):
+                raise PreconditionFailed(key, "it has changed since it was read")
+            return self._put(key, data)
+
+    def caveat(self) -> str | None:
+        """What this store cannot promise, for a warning; None where it keeps conditions.
+
+        Tried once in a process, on an object that is taken out again. Raises StoreError.
+        """
+        name = (self._s3.meta.endpoint_url, self._bucket)
+        with _caveats_lock:
+            if name not in _caveats:
+                _caveats[name] = self._try_conditions()
+            return _caveats[name]
+
+    def _try_conditions(self) -> str | None:
+        key = f"probe/{uuid.uuid4().hex}"
+        try:
+            etag = self._put(key, b"1", if_absent=True)
+            self._put(key, b"2", if_match=etag)
+            for name, condition in (("If-None-Match", {"if_absent": True}), ("If-Match", {"if_match": etag})):
+                try:
+                    self._put(key, b"3", **condition)
+                except PreconditionFailed:
+                    continue
+                return _caveat(self.url, f"ignores {name}")
+        except _NotImplementedThere:
+            return _caveat(self.url, "refuses conditional puts")
+        finally:
+            self.delete(key)
+        return None
+
+    def _put(self, key: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
         try:
             with self._errors("write", key):
@@ -164,6 +220,17 @@ class S3Store:
                 self._client = _client()
             return self._client
 
+    def _head(self, key: str) -> Any:
+        from botocore.exceptions import ClientError
+
+        try:
+            return self._s3.head_object(Bucket=self._bucket, Key=self._key(key))
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in _NAMELESS:
+                # The answer to a HEAD says no more than its status; that to a GET has the reason.
+                self._s3.get_object(Bucket=self._bucket, Key=self._key(key), Range="bytes=0-0")
+            raise
+
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
@@ -182,7 +249,16 @@ class S3Store:
     @contextlib.contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
         from boto3.exceptions import Boto3Error, S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            CredentialRetrievalError,
+            NoCredentialsError,
+            PartialCredentialsError,
+            ProfileNotFound,
+            SSOError,
+            TokenRetrievalError,
+        )
 
         try:
             yield
@@ -197,6 +273,17 @@ class S3Store:
             raise StoreError(
                 f"store {self.url}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                 "AWS_PROFILE"
+            ) from error
+        except (
+            CredentialRetrievalError,
+            PartialCredentialsError,
+            ProfileNotFound,
+            SSOError,
+            TokenRetrievalError,
+        ) as error:
+            raise StoreError(
+                f"store {self.url}: no usable credentials: {error}. Check AWS_PROFILE and the AWS_… "
+                "variables, or log in again (aws sso login)"
             ) from error
         except (BotoCoreError, Boto3Error) as error:
             raise StoreError(
@@ -214,11 +301,25 @@ class S3Store:
             return PreconditionFailed(key, "somebody else wrote it meanwhile")
         if code == "NoSuchKey" or (code == "404" and action == "read"):
             return ObjectNotFound(key, self.url)
+        if status == 501:
+            return _NotImplementedThere(f"store {self.url}: cannot {action} {key}: the service refuses it")
         named = _ALSO_CALLED.get(code, code)
         reason = _NEXT_STEP.get(
             named, f"{code} ({status}): {error.response.get('Error', {}).get('Message', '')}"
         )
         return StoreError(f"store {self.url}: cannot {action} {key}: {reason}")
+
+
+class _NotImplementedThere(StoreError):
+    """The service does not know what was asked of it."""
+
+
+def _caveat(url: str, finding: str) -> str:
+    return (
+        f"store {url} {finding}: objects are read and compared before they are written instead, which "
+        "protects one orchestrator from itself only. Let nobody else build in this store, or use one that "
+        "has conditional puts (AWS S3, versitygw, a folder)"
+    )
 
 
 def _offset(chunk: str) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
+import botocore.auth
 import pytest
-from standins import s3
+from standins import plain_s3, s3
 
 from nanochat.store import PreconditionFailed, StoreError, open_store
+from nanochat.store.leases import LeaseHeld, LeaseKeeper
 from nanochat.store.s3 import S3Store
 
 
@@ -64,3 +69,100 @@ def test_no_credentials_are_named(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(StoreError, match="no credentials"):
         S3Store(s3.BUCKET).get("a")
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[plain_s3.PlainS3]:
+    with plain_s3.serve() as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        yield service
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "AccessDenied", "access denied. The key needs s3:GetObject, s3:PutObject"),
+        (404, "NoSuchBucket", "no such bucket. Create it, or correct NANOCHAT_STORE"),
+        (403, "RequestTimeTooSkewed", r"clock is off by more than the service allows. Set it \(NTP\)"),
+        (400, "ExpiredToken", r"session token has expired. Get a new one \(aws sso login"),
+    ],
+)
+@pytest.mark.parametrize("call", ["head", "get", "put", "list"])
+def test_each_refusal_has_its_own_words_whatever_was_asked(
+    plain: plain_s3.PlainS3, status: int, code: str, message: str, call: str
+) -> None:
+    plain.error = (status, code)
+    store = S3Store(plain_s3.BUCKET)
+    calls = {
+        "head": lambda: store.head("a"),
+        "get": lambda: store.get("a"),
+        "put": lambda: store.put("a", b"x"),
+        "list": lambda: list(store.list("")),
+    }
+    if (call, code) == ("head", "NoSuchBucket"):  # as that of an absent object; the first write tells
+        assert store.head("a") is None
+        return
+    with pytest.raises(StoreError, match=message):
+        calls[call]()
+
+
+def test_a_clock_that_is_wrong_is_refused_by_a_real_server_and_named(
+    reachable: s3.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = datetime.timedelta(hours=1)
+    right = botocore.auth.get_current_datetime
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *a, **k: right(*a, **k) - hour)
+    with pytest.raises(StoreError, match="this machine's clock is off"):
+        S3Store(s3.BUCKET).head("a")
+
+
+def test_a_login_that_has_run_out_is_no_network_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"no usable credentials: .*nobody.*AWS_PROFILE"):
+        S3Store("bucket").get("a")
+
+
+def test_a_real_server_keeps_conditions_and_the_probe_leaves_nothing(store: S3Store) -> None:
+    assert store.caveat() is None
+    assert list(S3Store(s3.BUCKET).list("probe/")) == []
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_store_without_conditional_puts_is_found_out_once_and_read_before_it_is_written(
+    plain: plain_s3.PlainS3, refuses: bool
+) -> None:
+    plain.refuses = refuses
+    store = S3Store(plain_s3.BUCKET, "runs")
+    etag = store.put("a", b"1", if_absent=True)
+    with pytest.raises(PreconditionFailed):
+        store.put("a", b"2", if_absent=True)
+    newer = store.put("a", b"2", if_match=etag)
+    with pytest.raises(PreconditionFailed):
+        store.put("a", b"3", if_match=etag)
+    assert store.get("a") == b"2"
+    assert newer != etag
+    probes = [request for request in plain.requests if "/probe/" in request]
+    again = S3Store(plain_s3.BUCKET, "runs")
+    assert "protects one orchestrator from itself only" in str(again.caveat())
+    assert [request for request in plain.requests if "/probe/" in request] == probes
+    assert list(plain.objects) == ["runs/a"]
+
+
+def test_one_holder_at_a_time_has_a_lease_in_a_store_without_conditional_puts(
+    plain: plain_s3.PlainS3,
+) -> None:
+    store = S3Store(plain_s3.BUCKET, "runs")
+    taken = []
+
+    def take(number: int) -> None:
+        keeper = LeaseKeeper(store, "lease.json", token=f"t{number}", owner=f"run {number}", ttl_s=30.0)
+        try:
+            keeper.take()
+        except LeaseHeld:
+            return
+        taken.append(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, range(8)))
+    assert len(taken) == 1
