@@ -125,8 +125,8 @@ class RunPodLauncher:
         if self._settings.nodes > 1:
             raise AttemptFailed(
                 Failure.BAD_REQUEST,
-                f"{variable('nodes')}={self._settings.nodes}: this version trains a stage on one machine; unset "
-                f"it and ask for more GPUs ({variable('gpu_count')})",
+                f"{variable('nodes')}={self._settings.nodes}: this version trains a stage on one machine; "
+                f"unset it and ask for more GPUs ({variable('gpu_count')})",
             )
         try:
             return list(find_offers(self._client, request, self._settings, flops))
