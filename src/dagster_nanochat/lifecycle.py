@@ -19,6 +19,7 @@ from dagster_nanochat.guards import Cap, StageConfig, cap_usd, check_estimate, t
 from dagster_nanochat.holding import HeldLease, StillAlive, take_if_silent, wait_for_lease
 from dagster_nanochat.launch.base import Launcher, Offer, Request
 from dagster_nanochat.stage_attempt import Attempts, with_capacity
+from dagster_nanochat.webhook import told_at_the_end
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.plan import plan_stage
 from nanochat.recipes import Recipe
@@ -162,10 +163,12 @@ def _train_stage(
         # By now money may have been spent.
         cap = cap_usd(context, config, store, recipe)
         check_estimate(context, config, recipe, plan, best, cap)
-        receipt = Attempts(context, store, launcher, recipe, states, stage, watch).complete(
-            lambda: _affordable(launcher.offers(request, work.flops), work.flops, cap),
-            lambda offer: terms(context, config, offer, cap),
-        )
+        attempts = Attempts(context, store, launcher, recipe, states, stage, watch)
+        with told_at_the_end(context, store, recipe.name, stage, attempts.machines):
+            receipt = attempts.complete(
+                lambda: _affordable(launcher.offers(request, work.flops), work.flops, cap),
+                lambda offer: terms(context, config, offer, cap),
+            )
         point(store, recipe.name, stage, receipt.fingerprint)
         return BuiltStage(stage=stage, fingerprint=receipt.fingerprint, receipt=receipt, built=True)
 

@@ -92,6 +92,8 @@ class Attempts:
         self._state = states[stage]
         self._what = f"{stage} of {recipe.name}"
         self._watch_lease = watch
+        # Tokens of the attempts whose machines this run has had.
+        self.machines: list[str] = []
 
     def complete(self, offers: Callable[[], Sequence[Offer]], terms: Callable[[Offer], Terms]) -> Receipt:
         """Bring the stage to a good receipt.
@@ -126,6 +128,7 @@ class Attempts:
             return self._see_through(handle, lease)
 
     def _see_through(self, handle: Handle, lease: contextlib.ExitStack) -> Receipt:
+        self.machines.append(handle.token)
         try:
             ending = self._watch(handle, lease)
         except LeaseLost as error:

@@ -1,0 +1,189 @@
+"""The message at the end of a paid run, as a real HTTP server gets it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from dagster_nanochat.webhook import told_at_the_end
+from nanochat.failures import AttemptFailed, Failure
+from nanochat.store import FileStore
+from nanochat.store.leases import utc_now
+from nanochat.store.ledger import LedgerEntry, entry_key, write_entry
+
+TOKENS = ["20261126T010000-00000001", "20261126T020000-00000002"]
+SECRET = "T000-secret-path"
+
+
+class Receiver:
+    """messages: bodies that came. status: of its answers."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.status = 200
+        self.url = ""
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Receiver]:
+    receiver = Receiver()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            receiver.messages.append(json.loads(body))
+            self.send_response(receiver.status)
+            self.end_headers()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    receiver.url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with listening() as one:
+        monkeypatch.setenv("NANOCHAT_WEBHOOK_URL", one.url)
+        yield one
+
+
+@pytest.fixture
+def run() -> SimpleNamespace:
+    """A run's context, as far as a message needs it, with the warnings it logged."""
+    warnings: list[str] = []
+    return SimpleNamespace(
+        run=SimpleNamespace(run_id="the-run"), log=SimpleNamespace(warning=warnings.append), warnings=warnings
+    )
+
+
+@pytest.fixture
+def paid(tmp_store: FileStore) -> FileStore:
+    """A ledger in which two attempts have had a machine for half an hour each, at $3 an hour."""
+    for token in TOKENS:
+        entry = LedgerEntry(
+            token=token,
+            provider="runpod",
+            model="d4",
+            stage="base",
+            prefix="stages/base/x",
+            offer="1 x H100",
+            usd_per_h=3.0,
+            user="me",
+            host="here",
+            asked_at=utc_now() - timedelta(minutes=30),
+            deadline_at=utc_now(),
+            machine="pod",
+            ended_at=utc_now(),
+        )
+        write_entry(tmp_store, entry)
+    return tmp_store
+
+
+def test_a_good_end_is_told_with_its_dollars_and_its_page(
+    receiver: Receiver, run: SimpleNamespace, paid: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_UI_URL", "https://dagster.example/")
+    machines: list[str] = []
+    with told_at_the_end(run, paid, "d4", "base", machines):
+        machines += TOKENS
+    (message,) = receiver.messages
+    assert message.pop("text") == ("base of d4 succeeded for $3.00 (https://dagster.example/runs/the-run)")
+    assert message.pop("dollars") == pytest.approx(3.0, abs=0.01)
+    assert message == {
+        "model": "d4",
+        "stage": "base",
+        "result": "succeeded",
+        "reason": "",
+        "link": "https://dagster.example/runs/the-run",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "result", "reason"),
+    [
+        (
+            dg.Failure("base of d4 ended with BUDGET: too dear\nand more", metadata={"failure": "BUDGET"}),
+            "BUDGET",
+            "too dear",
+        ),
+        (AttemptFailed(Failure.NO_CAPACITY, "nothing left"), "NO_CAPACITY", "nothing left"),
+        (dg.DagsterExecutionInterruptedError("x"), "CANCELLED", "the run was terminated"),
+        (
+            RuntimeError("a fault of ours " * 100),
+            "FAILED",
+            ("RuntimeError: " + "a fault of ours " * 100)[:300],
+        ),
+    ],
+)
+def test_a_bad_end_is_told_with_its_word_and_goes_on(
+    receiver: Receiver, run: SimpleNamespace, paid: FileStore, error: BaseException, result: str, reason: str
+) -> None:
+    with pytest.raises(type(error)), told_at_the_end(run, paid, "d4", "base", TOKENS[:1]):
+        raise error
+    (message,) = receiver.messages
+    assert (message["result"], message["reason"]) == (result, reason)
+    assert message["dollars"] == pytest.approx(1.5, abs=0.01)
+
+
+def test_a_run_that_rented_nothing_and_one_without_an_address_say_nothing(
+    receiver: Receiver, run: SimpleNamespace, paid: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with told_at_the_end(run, paid, "quick", "base", ["20261126T030000-00000003"]):
+        pass
+    monkeypatch.delenv("NANOCHAT_WEBHOOK_URL")
+    with told_at_the_end(run, paid, "d4", "base", TOKENS):
+        pass
+    assert receiver.messages == []
+    assert run.warnings == []
+
+
+def test_a_ledger_that_cannot_be_read_fails_nothing(
+    receiver: Receiver, run: SimpleNamespace, paid: FileStore
+) -> None:
+    paid.put(entry_key(TOKENS[0]), b"{")
+    with told_at_the_end(run, paid, "d4", "base", TOKENS):
+        pass
+    assert receiver.messages == []
+    assert "what the run has cost cannot be read" in run.warnings[0]
+
+
+@pytest.mark.parametrize("how", ["refuses", "is gone", "is no address"])
+def test_a_message_that_is_not_taken_is_a_warning_without_the_address(
+    receiver: Receiver,
+    run: SimpleNamespace,
+    paid: FileStore,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if how == "refuses":
+        receiver.status = 404
+    else:
+        url = f"http://127.0.0.1:9/{SECRET}" if how == "is gone" else f"ftp://{SECRET}"
+        monkeypatch.setenv("NANOCHAT_WEBHOOK_URL", url)
+    with caplog.at_level(logging.INFO), told_at_the_end(run, paid, "d4", "base", TOKENS):
+        pass
+    (warning,) = run.warnings
+    assert "the message to NANOCHAT_WEBHOOK_URL was not taken: " in warning
+    assert "base of d4 succeeded for $3.00" in warning
+    assert SECRET not in warning + caplog.text
