@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
-import json
 import logging
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import dagster as dg
 import pytest
+from standins import webhook_receiver
 
 from dagster_nanochat.webhook import told_at_the_end
 from nanochat.failures import AttemptFailed, Failure
@@ -22,47 +18,11 @@ from nanochat.store.leases import utc_now
 from nanochat.store.ledger import LedgerEntry, entry_key, write_entry
 
 TOKENS = ["20261126T010000-00000001", "20261126T020000-00000002"]
-SECRET = "T000-secret-path"
-
-
-class Receiver:
-    """messages: bodies that came. status: of its answers."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.status = 200
-        self.url = ""
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[Receiver]:
-    receiver = Receiver()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Say nothing."""
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            receiver.messages.append(json.loads(body))
-            self.send_response(receiver.status)
-            self.end_headers()
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    receiver.url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
-    try:
-        yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
 
 
 @pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with listening() as one:
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[webhook_receiver.Receiver]:
+    with webhook_receiver.serve() as one:
         monkeypatch.setenv("NANOCHAT_WEBHOOK_URL", one.url)
         yield one
 
@@ -100,7 +60,10 @@ def paid(tmp_store: FileStore) -> FileStore:
 
 
 def test_a_good_end_is_told_with_its_dollars_and_its_page(
-    receiver: Receiver, run: SimpleNamespace, paid: FileStore, monkeypatch: pytest.MonkeyPatch
+    receiver: webhook_receiver.Receiver,
+    run: SimpleNamespace,
+    paid: FileStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NANOCHAT_UI_URL", "https://dagster.example/")
     machines: list[str] = []
@@ -136,7 +99,12 @@ def test_a_good_end_is_told_with_its_dollars_and_its_page(
     ],
 )
 def test_a_bad_end_is_told_with_its_word_and_goes_on(
-    receiver: Receiver, run: SimpleNamespace, paid: FileStore, error: BaseException, result: str, reason: str
+    receiver: webhook_receiver.Receiver,
+    run: SimpleNamespace,
+    paid: FileStore,
+    error: BaseException,
+    result: str,
+    reason: str,
 ) -> None:
     with pytest.raises(type(error)), told_at_the_end(run, paid, "d4", "base", TOKENS[:1]):
         raise error
@@ -146,7 +114,10 @@ def test_a_bad_end_is_told_with_its_word_and_goes_on(
 
 
 def test_a_run_that_rented_nothing_and_one_without_an_address_say_nothing(
-    receiver: Receiver, run: SimpleNamespace, paid: FileStore, monkeypatch: pytest.MonkeyPatch
+    receiver: webhook_receiver.Receiver,
+    run: SimpleNamespace,
+    paid: FileStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with told_at_the_end(run, paid, "quick", "base", ["20261126T030000-00000003"]):
         pass
@@ -158,7 +129,7 @@ def test_a_run_that_rented_nothing_and_one_without_an_address_say_nothing(
 
 
 def test_a_ledger_that_cannot_be_read_fails_nothing(
-    receiver: Receiver, run: SimpleNamespace, paid: FileStore
+    receiver: webhook_receiver.Receiver, run: SimpleNamespace, paid: FileStore
 ) -> None:
     paid.put(entry_key(TOKENS[0]), b"{")
     with told_at_the_end(run, paid, "d4", "base", TOKENS):
@@ -169,7 +140,7 @@ def test_a_ledger_that_cannot_be_read_fails_nothing(
 
 @pytest.mark.parametrize("how", ["refuses", "is gone", "is no address"])
 def test_a_message_that_is_not_taken_is_a_warning_without_the_address(
-    receiver: Receiver,
+    receiver: webhook_receiver.Receiver,
     run: SimpleNamespace,
     paid: FileStore,
     how: str,
@@ -179,11 +150,15 @@ def test_a_message_that_is_not_taken_is_a_warning_without_the_address(
     if how == "refuses":
         receiver.status = 404
     else:
-        url = f"http://127.0.0.1:9/{SECRET}" if how == "is gone" else f"ftp://{SECRET}"
+        url = (
+            f"http://127.0.0.1:9/{webhook_receiver.PATH}"
+            if how == "is gone"
+            else f"ftp://{webhook_receiver.PATH}"
+        )
         monkeypatch.setenv("NANOCHAT_WEBHOOK_URL", url)
     with caplog.at_level(logging.INFO), told_at_the_end(run, paid, "d4", "base", TOKENS):
         pass
     (warning,) = run.warnings
     assert "the message to NANOCHAT_WEBHOOK_URL was not taken: " in warning
     assert "base of d4 succeeded for $3.00" in warning
-    assert SECRET not in warning + caplog.text
+    assert webhook_receiver.PATH not in warning + caplog.text

@@ -14,12 +14,16 @@ from types import SimpleNamespace
 import dagster as dg
 import psutil
 import pytest
+from emulators.hub.client import running_hub
 from emulators.runpod import Emulator, Image, Settings, find_spec, serve
-from standins import nvidia_smi, s3
+from standins import nvidia_smi, s3, webhook_receiver
 from standins.runs import Run, ready_project, state_of
 from standins.waiting import wait_for
 
 from dagster_nanochat.launch.base import Patience
+from nanochat.data.hub import HubRepo
+from nanochat.data.shards import read_record
+from nanochat.store.layout import shard_record_key
 from nanochat.store.ledger import entries
 from nanochat.store.receipts import read_receipt
 
@@ -269,3 +273,42 @@ def test_a_pod_that_nobody_owns_is_listed_and_swept_and_a_strangers_is_left_alon
         assert (entry.open, entry.outcome) == (False, "LOST")
         for stranger in strangers:
             client.delete_pod(stranger)
+
+
+def test_a_pod_pulls_its_shards_from_the_hub_and_a_webhook_hears_what_it_cost(
+    project: SimpleNamespace,
+    runpod: Emulator,
+    run: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = [read_record(project.store, "tinytext", f"tinytext_part_{number}") for number in range(3)]
+    stored = {record.key: project.store.get(record.key) for record in records}
+    (tmp_path / "texts").mkdir()
+    for record in records:
+        (tmp_path / "texts" / f"{record.shard}.parquet").write_bytes(stored[record.key])
+        project.store.delete(record.key)
+    try:
+        with running_hub(repos={"me/texts": tmp_path / "texts"}) as hub, webhook_receiver.serve() as receiver:
+            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+            monkeypatch.setenv("NANOCHAT_WEBHOOK_URL", receiver.url)
+            repo = HubRepo("me/texts")
+            revision = repo.newest_revision()
+            for record in records:
+                url = repo.url(f"{record.shard}.parquet", revision)
+                referenced = record.model_copy(update={"mode": "reference", "url": url})
+                project.store.put(shard_record_key("tinytext", record.shard), referenced.to_bytes())
+            built = run("tiny", force=True)
+            assert built.end(within_s=120).succeeded, built.reason
+            told(built, "2 shards come from the hub")
+            pulled = [entry for entry in hub.requests() if entry["path"].startswith("/storage/")]
+            assert len([entry for entry in pulled if entry["method"] == "GET"]) == 3
+    finally:
+        for record in records:
+            project.store.put(record.key, stored[record.key])
+            project.store.put(shard_record_key("tinytext", record.shard), record.to_bytes())
+    (message,) = receiver.messages
+    assert (message["model"], message["stage"], message["result"]) == ("tiny", "base", "succeeded")
+    *_, entry = entries(project.store)
+    assert message["dollars"] == pytest.approx(entry.dollars(), abs=1e-4)
+    assert built.id in message["link"]
