@@ -45,9 +45,11 @@ def _with_runpod(command: Callable[[RunPodClient, ObjectStore], int]) -> int:
 
 def _list(client: RunPodClient, store: ObjectStore) -> int:
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 160)
     table = Table(box=None, pad_edge=False)
-    for column in ("pod", "model", "stage", "attempt", "offer", "status", "since", "dollars", "by", "note"):
+    for column in ("pod", "model", "stage", "attempt", "offer", "status", "since", "dollars", "by"):
         table.add_column(column, justify="right" if column == "dollars" else "left")
+    ownerless = []
     for rental in rentals(client, store):
         entry = rental.entry
         table.add_row(
@@ -60,12 +62,15 @@ def _list(client: RunPodClient, store: ObjectStore) -> int:
             f"{entry.asked_at:%Y-%m-%d %H:%M} UTC",
             f"{entry.dollars():.2f}",
             f"{entry.user} on {entry.host}",
-            f"nobody needs it: {rental.why_end}; end it with `nanochat pods sweep`" if rental.why_end else "",
         )
+        if rental.why_end:
+            ownerless.append(f"nobody needs {rental.pod.id}: {rental.why_end}")
     if table.row_count:
         console.print(table)
     else:
         console.print(f"no pod of {store.url} is running")
+    for note in ownerless:
+        console.print(f"{note}. End it with `nanochat pods sweep`", markup=False)
     month = f"{utc_now():%Y-%m}"
     spent = sum(entry.dollars() for entry in entries(store, month))
     console.print(f"{month}: ${spent:.2f} in this store's ledger")

@@ -21,8 +21,10 @@ from standins.runs import Run, ready_project, state_of
 from standins.waiting import wait_for
 
 from dagster_nanochat.launch.base import Patience
+from nanochat.attempts import attempts
 from nanochat.data.hub import HubRepo
 from nanochat.data.shards import read_record
+from nanochat.events import EventStream
 from nanochat.store.layout import shard_record_key
 from nanochat.store.ledger import entries
 from nanochat.store.receipts import read_receipt
@@ -176,10 +178,10 @@ def test_an_attempt_that_reaches_its_cap_ends_with_a_checkpoint_that_the_next_ru
     assert 40 <= pod.charged_usd <= 70
     (story,) = (one for one in training.observations("base_model_checkpoint") if "ended" in one.metadata)
     assert story.metadata["checkpoint"].value == story.metadata["to_step"].value
-    monkeypatch.setenv("NANOCHAT_MAX_USD_PER_MODEL", "50")
+    monkeypatch.setenv("NANOCHAT_MAX_USD_PER_MODEL", "1")
     refused = run("steady", max_usd=1000)
     assert not refused.end().succeeded
-    assert re.search(r"above the \$\d+\.\d\d that are left of the cap of \$50.00 for steady", refused.reason)
+    assert re.search(r"above the \$0\.00 that are left of the cap of \$1\.00 for steady", refused.reason)
     assert len(runpod.pods()) == 1
     monkeypatch.delenv("NANOCHAT_MAX_USD_PER_MODEL")
     more = run("steady", max_usd=1000)
@@ -192,11 +194,14 @@ def test_a_container_that_is_started_again_trains_nothing_and_the_next_machine_r
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
     training = run("steady")
-    wait_for(lambda: training.said("base step 100: checkpoint"), within_s=120)
+    wait_for(lambda: training.said(": checkpoint committed"), within_s=120)
     (pod,) = runpod.pods()
     psutil.Process(pod.living_process_ids[0]).kill()
     wait_for(lambda: training.said("base of steady: LOST: the container was started again"), within_s=60)
-    wait_for(lambda: training.said("resuming from step "), within_s=90)
+    prefix = state_of(project, "steady").prefix
+    token = wait_for(lambda: len(runpod.pods()) == 2 and attempts(project.store, prefix)[-1])
+    stream = EventStream(project.store, f"{prefix}/attempts/{token}/events.jsonl")
+    wait_for(lambda: any("resuming from step" in str(event) for event in stream.all()), within_s=90)
     assert [one.deleted_at is None for one in runpod.pods()] == [False, True]
     training.cancel()
     assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
@@ -205,7 +210,7 @@ def test_a_container_that_is_started_again_trains_nothing_and_the_next_machine_r
 def test_no_credential_is_written_down(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run], tmp_path_factory
 ) -> None:
-    built = run("twin")
+    built = run("twin", force=True)
     assert built.end(within_s=120).succeeded, built.reason
     canaries = [os.environ["AWS_SECRET_ACCESS_KEY"], runpod.api_key]
     (pod,) = runpod.pods()
@@ -260,7 +265,9 @@ def test_a_pod_that_nobody_owns_is_listed_and_swept_and_a_strangers_is_left_alon
         training.process.kill()
         mine = next(pod for pod in runpod.pods() if pod.id not in strangers)
         runpod.faults.add("freezes", pod=mine.id)
-        wait_for(lambda: list_pods() == 0 and "nobody needs it" in capsys.readouterr().out, within_s=90)
+        wait_for(
+            lambda: list_pods() == 0 and f"nobody needs {mine.id}: " in capsys.readouterr().out, within_s=90
+        )
         assert sweep_pods() == 0
         said = capsys.readouterr().out
         assert re.search(
