@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -18,8 +19,19 @@ from dagster_nanochat.views import show_checkpoint
 from nanochat.export.markdown import table
 from nanochat.failures import AttemptFailed
 from nanochat.plan import plan_stage
+from nanochat.recipes import Recipe
 from nanochat.stages import resolve
+from nanochat.store import ObjectStore, StoreError
 from nanochat.store.layout import stage_prefix
+
+
+@contextlib.contextmanager
+def _store_faults_by_name(what: str) -> Iterator[None]:
+    """A store that cannot be used ends the run with its own words, and nothing has been rented."""
+    try:
+        yield
+    except StoreError as error:
+        raise dg.Failure(f"{what}: {error}", allow_retries=False) from error
 
 
 def plan_result(
@@ -28,6 +40,17 @@ def plan_result(
     """Materialize a stage's plan: what it will take here, and whether it is fresh already."""
     recipe = required_recipe(context)
     opened = store.open()
+    with _store_faults_by_name(f"the plan of {stage} of {recipe.name}"):
+        return _plan_result(context, stage, recipe, opened, launcher)
+
+
+def _plan_result(
+    context: dg.AssetExecutionContext,
+    stage: str,
+    recipe: Recipe,
+    opened: ObjectStore,
+    launcher: LauncherResource,
+) -> dg.MaterializeResult:
     states = resolve(recipe, opened)
     if stage not in states:
         return switched_off(context, stage, recipe.name)
@@ -77,9 +100,10 @@ def training_result(
     """Materialize a training stage: build it or find it fresh."""
     recipe = required_recipe(context)
     opened = store.open()
-    if stage not in resolve(recipe, opened):
-        return switched_off(context, stage, recipe.name)
-    machines = launcher.create(opened, hardware=recipe.hardware, settings=config.runpod)
+    with _store_faults_by_name(f"{stage} of {recipe.name}"):
+        if stage not in resolve(recipe, opened):
+            return switched_off(context, stage, recipe.name)
+        machines = launcher.create(opened, hardware=recipe.hardware, settings=config.runpod)
     built = train_stage(context, stage, recipe, opened, machines, config)
     folder = show_checkpoint(opened, built.receipt, recipe.name)
     extra: dict[str, Any] = {"folder": str(folder)}
