@@ -109,7 +109,8 @@ class S3Store:
 
         Tried once in a process, on an object that is taken out again. Raises StoreError.
         """
-        name = (self._s3.meta.endpoint_url, self._bucket)
+        with self._errors("write", "anything"):
+            name = (self._s3.meta.endpoint_url, self._bucket)
         with _caveats_lock:
             if name not in _caveats:
                 _caveats[name] = self._try_conditions()
@@ -118,8 +119,11 @@ class S3Store:
     def _try_conditions(self) -> str | None:
         key = f"probe/{uuid.uuid4().hex}"
         try:
-            etag = self._put(key, b"1", if_absent=True)
-            self._put(key, b"2", if_match=etag)
+            try:
+                etag = self._put(key, b"1", if_absent=True)
+                self._put(key, b"2", if_match=etag)
+            except PreconditionFailed:  # kept so well that a put whose answer was lost is refused again
+                return None
             for name, condition in (("If-None-Match", {"if_absent": True}), ("If-Match", {"if_match": etag})):
                 try:
                     self._put(key, b"3", **condition)

@@ -10,7 +10,7 @@ from pathlib import Path
 import boto3
 import botocore.auth
 import pytest
-from standins import plain_s3, s3
+from standins import plain_s3, s3, s3_faults
 
 from nanochat.store import PreconditionFailed, StoreError, open_store
 from nanochat.store.leases import LeaseHeld, LeaseKeeper
@@ -166,3 +166,17 @@ def test_one_holder_at_a_time_has_a_lease_in_a_store_without_conditional_puts(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(take, range(8)))
     assert len(taken) == 1
+
+
+def test_a_probe_whose_answer_is_lost_finds_that_conditions_are_kept(
+    reachable: s3.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_faults.proxy(reachable.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        lost = proxy.add("lost_answer", match="PUT .*/probe/", times=1)
+        store = S3Store(s3.BUCKET, "lost-answers")
+        store.put("a", b"1", if_absent=True)
+        assert lost.hits == 1
+        assert store.caveat() is None
+        with pytest.raises(PreconditionFailed):
+            store.put("a", b"2", if_absent=True)
