@@ -86,6 +86,8 @@ class S3FaultProxy:
         self._open: set[_Connection] = set()
         self._servers: list[asyncio.Server] = []
         self._lock = threading.RLock()
+        # Not held by the event loop's thread, which opens the ports.
+        self._opening = threading.Lock()
         self.requests: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="s3-proxy", daemon=True)
@@ -94,7 +96,7 @@ class S3FaultProxy:
 
     def port_for(self, name: str) -> int:
         """The port of the client `name`, opened at the first call."""
-        with self._lock:
+        with self._opening:
             if name not in self._ports:
                 self._ports[name] = self._listen(name)
             return self._ports[name]

@@ -17,7 +17,7 @@ from emulators.runpod.platform import Platform
 from emulators.runpod.problems import Problem
 from emulators.runpod.routes import ROUTES, Answer, Call, Route
 from emulators.runpod.validation import Contract
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -97,6 +97,8 @@ class Door:
             response = _problem(problem)
             if route is not None:
                 self._check(route, problem.status, _PROBLEM, problem.body())
+        except ClientDisconnect:
+            return None
         except Violation as violation:
             response = PlainTextResponse(str(violation), status_code=500)
         except Exception:
