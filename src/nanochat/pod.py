@@ -12,6 +12,7 @@ standard error.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import string
@@ -22,14 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from nanochat.events import EventStream
 from nanochat.failures import Failure
 from nanochat.machine import driver_cuda, this_machine
-from nanochat.store import ObjectStore, PreconditionFailed, StoreError, open_store
+from nanochat.store import ObjectNotFound, ObjectStore, PreconditionFailed, StoreError, open_store
 from nanochat.store.documents import Document, DocumentError
-from nanochat.store.leases import LeaseHeld, machine_name
+from nanochat.store.leases import LeaseHeld, machine_name, utc_now
 from nanochat.supervisor import EventShipper, supervise
 from nanochat.training.job import Rented, TrainingJob
 
@@ -103,10 +104,25 @@ def end_machine(
 
 
 class Claim(Document):
-    """`attempts/<token>/machine.json`: which machine makes the attempt."""
+    """`attempts/<token>/machine.json`: which machine makes the attempt. `attempts/<token>/twins/`: those
+    that found it made already."""
 
     schema_name: ClassVar[str] = "nanochat.claim"
     machine: str
+    at: datetime.datetime = Field(default_factory=utc_now)
+
+
+def claimed_by(store: ObjectStore, attempt_prefix: str) -> str | None:
+    """The machine that makes the attempt, once one does."""
+    try:
+        return Claim.read(store, f"{attempt_prefix}/machine.json").machine
+    except ObjectNotFound:
+        return None
+
+
+def twins(store: ObjectStore, attempt_prefix: str) -> list[Claim]:
+    """The machines that found the attempt made by another."""
+    return [Claim.read(store, info.key) for info in store.list(f"{attempt_prefix}/twins/")]
 
 
 def run_attempt(environment: Mapping[str, str]) -> None:
@@ -144,6 +160,8 @@ def _run_attempt(store: ObjectStore, attempt: str, environment: Mapping[str, str
         return
     if owner is not None:
         _say(f"attempt {job.token} belongs to machine {owner}: nothing to do here")
+        # It may be gone before anybody sees it, and has cost money.
+        store.put(f"{job.attempt_prefix}/twins/{machine}.json", Claim(machine=machine).to_bytes())
         return
     problem = broken_promise(job.rented) if job.rented else None
     if problem:

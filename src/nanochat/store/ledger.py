@@ -10,25 +10,28 @@ and until somebody has seen that the machine is gone: never less than what was b
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import getpass
 import os
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from nanochat.store.documents import Document
 from nanochat.store.leases import utc_now
-from nanochat.store.objects import ObjectNotFound, ObjectStore
+from nanochat.store.objects import ObjectNotFound, ObjectStore, PreconditionFailed
 
 
 class LedgerEntry(Document):
     """machine: the provider's name of it, None until it has told one (what was never had costs nothing).
     usd_per_h: of the whole machine. deadline_at: when it should be gone at the latest. ended_at: when
     it was seen to be gone, None until then. outcome: how the attempt ended, or why none was made.
-    twins_usd: what other machines of the same attempt have cost, made by a request whose answer was
-    lost. billed_usd: what the provider has billed in the end, where it was asked."""
+    in_doubt: the answer to the request was lost, so that there may have been a machine: it is counted.
+    twins: what other machines of the same attempt have cost in dollars, by their names, made by a
+    request whose answer was lost. billed_usd: what the provider has billed in the end for all of them,
+    where it was asked."""
 
     schema_name: ClassVar[str] = "nanochat.ledger_entry"
 
@@ -47,7 +50,8 @@ class LedgerEntry(Document):
     url: str | None = None
     ended_at: datetime.datetime | None = None
     outcome: str = ""
-    twins_usd: float = Field(default=0.0, ge=0)
+    in_doubt: bool = False
+    twins: dict[str, float] = Field(default_factory=dict)
     billed_usd: float | None = None
 
     @property
@@ -56,14 +60,14 @@ class LedgerEntry(Document):
 
     def seconds(self, now: datetime.datetime | None = None) -> float:
         """How long the machine has been had, until `now` while it is."""
-        if self.machine is None:
+        if self.machine is None and not self.in_doubt:
             return 0.0
         return max(0.0, ((self.ended_at or now or utc_now()) - self.asked_at).total_seconds())
 
     def dollars(self, now: datetime.datetime | None = None) -> float:
         if self.billed_usd is not None:
             return self.billed_usd
-        return self.seconds(now) * self.usd_per_h / 3600 + self.twins_usd
+        return self.seconds(now) * self.usd_per_h / 3600 + sum(self.twins.values())
 
 
 def user_name() -> str:
@@ -91,16 +95,22 @@ def read_entry(store: ObjectStore, token: str) -> LedgerEntry | None:
         return None
 
 
-def close_entry(
-    store: ObjectStore, token: str, outcome: str, *, ended_at: datetime.datetime | None = None
+def change_entry(
+    store: ObjectStore, token: str, change: Callable[[LedgerEntry], Mapping[str, Any]]
 ) -> LedgerEntry | None:
-    """Note that the machine is gone, once; the entry, or None where there is none."""
-    entry = read_entry(store, token)
-    if entry is None or not entry.open:
-        return entry
-    closed = entry.model_copy(update={"ended_at": ended_at or utc_now(), "outcome": outcome})
-    write_entry(store, closed)
-    return closed
+    """Note what `change` makes of the entry, whoever else changes it meanwhile; the entry as it is now, or
+    None where there is none."""
+    while True:
+        found = LedgerEntry.read_with_etag(store, entry_key(token))
+        if found is None:
+            return None
+        entry, etag = found
+        changed = entry.model_copy(update=dict(change(entry)))
+        if changed == entry:
+            return entry
+        with contextlib.suppress(PreconditionFailed):
+            store.put(entry_key(token), changed.to_bytes(), if_match=etag)
+            return changed
 
 
 def entries(store: ObjectStore, month: str | None = None) -> Iterator[LedgerEntry]:

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, Request, number_setting
@@ -49,7 +49,7 @@ from nanochat.recipes import Hardware, Recipe, parameters
 from nanochat.store import ObjectStore
 from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import machine_name, utc_now
-from nanochat.store.ledger import LedgerEntry, close_entry, read_entry, user_name, write_entry
+from nanochat.store.ledger import LedgerEntry, change_entry, read_entry, user_name, write_entry
 from nanochat.training.job import JobHardware, Rented, TrainingJob
 
 MAX_PODS_ENV = "NANOCHAT_MAX_PODS"
@@ -83,6 +83,8 @@ _LOOK_FOR_LOST_S = (1.0, 2.0, 4.0, 8.0)
 _GONE_WITHIN_S = 120.0
 # What a machine may need beyond its deadline: to start, and to end itself.
 _LIFETIME_MARGIN_S = 1800.0
+# A pod that has found its attempt made by another ends itself.
+_TWIN_ENDS_WITHIN = timedelta(minutes=2)
 
 
 class RunPodLauncher:
@@ -192,21 +194,44 @@ class RunPodLauncher:
             asked_at=utc_now(),
             deadline_at=utc_now() + timedelta(seconds=job.deadline_s + _LIFETIME_MARGIN_S),
         )
+        earlier = read_entry(self._store, job.token)
+        if earlier is not None:
+            # An offer that was refused. What may have been made on it all the same is no less in doubt.
+            kept = {"asked_at": earlier.asked_at, "in_doubt": earlier.in_doubt, "twins": earlier.twins}
+            entry = entry.model_copy(
+                update={**kept, "usd_per_h": max(entry.usd_per_h, earlier.usd_per_h)}
+                if earlier.in_doubt
+                else {"twins": earlier.twins}
+            )
         write_entry(self._store, entry)
         try:
             pod = self._create(request, job.token)
-            url = CONSOLE_URL.format(pod.id)
-            price = pod.usd_per_h or offer.price_usd_per_h
-            write_entry(
-                self._store,
-                entry.model_copy(update={"machine": pod.id, "url": url, "usd_per_h": price}),
-            )
+            self._note_machine(job.token, pod)
         except BaseException as error:
             # Whatever went wrong, an interrupt too: if there is a pod, nobody else will end it.
             outcome = error.failure if isinstance(error, AttemptFailed) else Failure.CANCELLED
-            self._end_token(job.token, str(outcome))
+            try:
+                self._end_token(job.token, str(outcome))
+            except TimeoutError as stays:
+                raise AttemptFailed(Failure.LOST, f"{error}. {stays}") from error
             raise
-        return Handle(launcher=self.name, token=job.token, id=pod.id, url=url)
+        return self._handle(job.token, pod)
+
+    def _handle(self, token: str, pod: Pod) -> Handle:
+        return Handle(launcher=self.name, token=token, id=pod.id, url=CONSOLE_URL.format(pod.id))
+
+    def _note_machine(self, token: str, pod: Pod) -> None:
+        change_entry(
+            self._store,
+            token,
+            lambda entry: {
+                "machine": pod.id,
+                "url": CONSOLE_URL.format(pod.id),
+                "usd_per_h": pod.usd_per_h or entry.usd_per_h,
+                # The sweeper may have closed it meanwhile.
+                **({} if entry.open else {"ended_at": None, "outcome": "", "billed_usd": None}),
+            },
+        )
 
     def _require_room(self) -> None:
         """Pods whose orchestrator has died hold no slot any more, and count."""
@@ -286,6 +311,7 @@ class RunPodLauncher:
                 return self._client.create_pod(request)
             except MaybeCreated as error:
                 doubt = error
+                change_entry(self._store, token, lambda entry: {"in_doubt": True})
                 found = self._look_for(token)
                 if found is not None:
                     return found
@@ -297,8 +323,11 @@ class RunPodLauncher:
     def _look_for(self, token: str) -> Pod | None:
         for pause_s in _LOOK_FOR_LOST_S:
             time.sleep(pause_s)
-            for pod in self._pods_of(token):
-                return pod
+            try:
+                for pod in self._pods_of(token):
+                    return pod
+            except RunPodError:
+                continue  # it is looked for again before the attempt is given up
         return None
 
     # ----------------------------------------------------------------------------------------------
@@ -310,10 +339,14 @@ class RunPodLauncher:
             entry = read_entry(self._store, token)
             if entry is None or entry.prefix != prefix:
                 continue
-            handle = Handle(launcher=self.name, token=token, id=pod.id, url=CONSOLE_URL.format(pod.id))
-            if pod.status in _DEAD or self._is_over(prefix, token):
-                self.terminate(handle, entry.outcome)
+            handle = self._handle(token, pod)
+            if pod.status in _DEAD or not entry.open or self._is_over(prefix, token):
+                try:
+                    self.terminate(handle, entry.outcome)
+                except TimeoutError as stays:
+                    raise AttemptFailed(Failure.LOST, str(stays)) from stays
             elif entry.machine in (None, pod.id):
+                self._note_machine(token, pod)
                 found = handle
         return found
 
@@ -403,9 +436,7 @@ def end_pods(
 def end_twin(client: RunPodClient, store: ObjectStore, token: str, twin: Pod) -> None:
     """End one pod of an attempt that another makes, and note what it has cost. Raises TimeoutError."""
     _end(client, token, [twin.id], list)
-    entry = read_entry(store, token)
-    if entry is not None:
-        write_entry(store, entry.model_copy(update={"twins_usd": entry.twins_usd + _cost_so_far(twin)}))
+    change_entry(store, token, lambda entry: {"twins": {**entry.twins, twin.id: _cost_so_far(twin)}})
 
 
 def _end(client: RunPodClient, token: str, known: Iterable[str], living: Callable[[], Iterable[str]]) -> None:
@@ -416,9 +447,11 @@ def _end(client: RunPodClient, token: str, known: Iterable[str], living: Callabl
     problem: RunPodError | None = None
     while True:
         try:
-            waiting.update(living())
+            listed = set(living())
+            waiting |= listed
             for pod_id in sorted(waiting):
-                if client.get_pod(pod_id) is None:
+                # A "not found" alone is not believed: what is listed is there.
+                if client.get_pod(pod_id) is None and pod_id not in listed:
                     waiting.remove(pod_id)
                 else:
                     client.delete_pod(pod_id)
@@ -438,14 +471,38 @@ def _end(client: RunPodClient, token: str, known: Iterable[str], living: Callabl
 
 
 def _close(store: ObjectStore, token: str, outcome: str, ended: Mapping[str, Pod]) -> None:
-    """Close the attempt's entry. ended: the pods that it turned out to have had."""
-    entry = read_entry(store, token)
-    if entry is not None and entry.open:
-        machine = entry.machine or next(iter(ended), None)
-        twins_usd = sum(_cost_so_far(pod) for pod_id, pod in ended.items() if pod_id != machine)
-        known = {"machine": machine, "twins_usd": entry.twins_usd + twins_usd}
-        write_entry(store, entry.model_copy(update=known))
-        close_entry(store, token, outcome)
+    """Close the attempt's entry, or correct it where a pod was found after that. ended: the pods that it
+    turned out to have had."""
+
+    def close(entry: LedgerEntry) -> dict[str, Any]:
+        attempt = attempt_prefix(entry.prefix, token)
+        machine = entry.machine or in_pod.claimed_by(store, attempt) or next(iter(ended), None)
+        # Those that ended themselves, and may have been seen by nobody.
+        costs = {
+            twin.machine: _usd(entry, twin.at + _TWIN_ENDS_WITHIN)
+            for twin in in_pod.twins(store, attempt)
+            if twin.machine not in ended
+        }
+        costs |= {pod_id: _cost_so_far(pod) for pod_id, pod in ended.items()}
+        twins = {pod_id: usd for pod_id, usd in costs.items() if pod_id != machine}
+        known: dict[str, Any] = {"machine": machine, "twins": {**entry.twins, **twins}}
+        if entry.open:
+            known["outcome"] = outcome
+        if entry.open or machine in ended:
+            known |= {"ended_at": utc_now(), "billed_usd": None}
+        return known
+
+    change_entry(store, token, close)
+
+
+def close_gone(store: ObjectStore, entry: LedgerEntry, outcome: str) -> None:
+    """Close the entry of an attempt that has no pod any more, and may have had one that nobody saw."""
+    change_entry(store, entry.token, lambda entry: {"in_doubt": entry.open or entry.in_doubt})
+    _close(store, entry.token, outcome, {})
+
+
+def _usd(entry: LedgerEntry, until: datetime) -> float:
+    return max(0.0, (until - entry.asked_at).total_seconds()) * entry.usd_per_h / 3600
 
 
 def _cost_so_far(pod: Pod) -> float:
@@ -471,7 +528,9 @@ def _explained(error: RunPodError) -> AttemptFailed:
         RateLimited: Failure.NO_CAPACITY,
         Unavailable: Failure.NO_CAPACITY,
     }
-    failure = next((word for kind, word in failures.items() if isinstance(error, kind)), Failure.FAILED)
+    failure = next((word for kind, word in failures.items() if isinstance(error, kind)), None)
+    if failure is None:
+        return AttemptFailed(Failure.FAILED, f"{error}. Run it again; RunPod does not answer so as a rule")
     return AttemptFailed(failure, str(error))
 
 

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.errors import RunPodError
-from dagster_nanochat.launch.runpod.launcher import end_pods, end_twin, pod_token
+from dagster_nanochat.launch.runpod.launcher import close_gone, end_pods, end_twin, pod_token
 from dagster_nanochat.launch.runpod.models import Pod, PodStatus
 from nanochat.events import EventStream
 from nanochat.failures import Failure
 from nanochat.store import ObjectStore
 from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import Lease, read_lease, utc_now
-from nanochat.store.ledger import LedgerEntry, close_entry, entries, read_entry, write_entry
+from nanochat.store.ledger import LedgerEntry, change_entry, entries, read_entry
 
 # A lease or a watch that ran out so long ago is nobody's: more than clocks differ on machines that are
 # kept in time, and than any pause of a supervisor that lives.
@@ -77,8 +77,8 @@ def sweep(client: RunPodClient, store: ObjectStore) -> Iterator[Swept]:
             end_pods(client, store, rental.entry.token, rental.entry.outcome or str(Failure.LOST))
         yield _accounted(client, store, rental.entry.token, rental.why_end)
     for entry in list(entries(store)):
-        if entry.open and entry.token not in living and utc_now() - entry.asked_at > _ASKING_FOR:
-            close_entry(store, entry.token, entry.outcome or str(Failure.LOST))
+        if entry.open and entry.token not in living and not _is_asked_for(store, entry, utc_now()):
+            close_gone(store, entry, entry.outcome or str(Failure.LOST))
             yield _accounted(client, store, entry.token, "it was gone already")
 
 
@@ -96,13 +96,18 @@ def _why_end(store: ObjectStore, pod: Pod, entry: LedgerEntry) -> str | None:
     ended = next((event for event in told if event["type"] in ("finished", "failed")), None)
     if ended and now - _time(ended["time"]) > _SILENT_FOR:
         return "its attempt has ended, and it has not ended itself"
-    lease = read_lease(store, f"{entry.prefix}/lease.json")
     watch = read_lease(store, f"{entry.prefix}/watch.json")
-    owned = lease is not None and lease.token == entry.token and not _silent(lease, now)
     watched = watch is not None and not _silent(watch, now)
-    if owned or watched or now - entry.asked_at < _ASKING_FOR:
+    if watched or _is_asked_for(store, entry, now):
         return None
     return "nobody has its lease, and nobody watches it"
+
+
+def _is_asked_for(store: ObjectStore, entry: LedgerEntry, now: datetime.datetime) -> bool:
+    """Whether an orchestrator may be asking for the attempt's pod just now, or its supervisor works."""
+    lease = read_lease(store, f"{entry.prefix}/lease.json")
+    owned = lease is not None and lease.token == entry.token and not _silent(lease, now)
+    return owned or now - entry.asked_at < _ASKING_FOR
 
 
 def _is_twin(pod: Pod, entry: LedgerEntry) -> bool:
@@ -129,7 +134,10 @@ def _accounted(client: RunPodClient, store: ObjectStore, token: str, why: str) -
         bills = []  # our own count stands, which is never less
     # A bill that does not reach to the end yet would be too low.
     if bills and max(bill.end_time for bill in bills) >= entry.ended_at:
-        billed = sum(bill.total_usd for bill in bills) + entry.twins_usd
-        entry = entry.model_copy(update={"billed_usd": billed})
-        write_entry(store, entry)
+        billed, ended_at = sum(bill.total_usd for bill in bills), entry.ended_at
+
+        def note(now: LedgerEntry) -> dict[str, float]:
+            return {"billed_usd": billed + sum(now.twins.values())} if now.ended_at == ended_at else {}
+
+        entry = change_entry(store, token, note) or entry
     return Swept(entry=entry, why=why)
