@@ -18,7 +18,7 @@ from dagster_nanochat import holding
 from dagster_nanochat.guards import Cap, StageConfig, cap_usd, check_estimate, terms
 from dagster_nanochat.holding import HeldLease, StillAlive, take_if_silent, wait_for_lease
 from dagster_nanochat.launch.base import Launcher, Offer, Request
-from dagster_nanochat.stage_attempt import Attempts, with_capacity
+from dagster_nanochat.stage_attempt import Attempts, stage_failure, with_capacity
 from dagster_nanochat.webhook import told_at_the_end
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.plan import plan_stage
@@ -111,7 +111,9 @@ def train_stage(
     """Bring a training stage of a model to a good receipt. Raises dg.Failure."""
     try:
         return _train_stage(context, stage, recipe, store, launcher, config)
-    except (AttemptFailed, StoreError) as error:
+    except AttemptFailed as error:
+        raise stage_failure(f"{stage} of {recipe.name}", error) from error
+    except StoreError as error:
         raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
 
 

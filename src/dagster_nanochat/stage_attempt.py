@@ -34,12 +34,14 @@ from nanochat.training.job import TrainingJob
 WATCH_GRACE_S = 120.0
 # What another machine may do better.
 _RETRIED = (Failure.NO_CAPACITY, Failure.NOT_READY, Failure.LOST)
+# What to do about an attempt that ended so.
 _NEXT_STEPS = {
     Failure.DEADLINE: f". Raise the cap ({MAX_HOURS_TAG}, or max_hours) that the deadline is made of; the "
     "next run goes on from the last checkpoint",
     Failure.BUDGET: f". Raise the cap ({MAX_USD_TAG}, or max_usd); the next run goes on from the last "
     "checkpoint",
 }
+_RUN_AGAIN = ". Run it again: it goes on from the last checkpoint"
 _POLL_S = 0.5
 _STATUS_EVERY_S = 2.0
 _TROUBLE_EVERY_S = 10.0
@@ -69,6 +71,18 @@ def with_capacity(
             raise_if_cancelled(context)
             time.sleep(_POLL_S)
         pause_s = min(2 * pause_s, _CAPACITY_PAUSES_S[1])
+
+
+def stage_failure(what: str, error: AttemptFailed) -> dg.Failure:
+    """The stage's own failure, with the failure's word and what to do about it."""
+    message = error.message
+    if error.failure in (*_RETRIED, Failure.CANCELLED):
+        message = message.rstrip(".") + _RUN_AGAIN
+    return dg.Failure(
+        f"{what} ended with {error.failure}: {message}",
+        metadata={"failure": error.failure.value},
+        allow_retries=False,
+    )
 
 
 class Attempts:
@@ -108,12 +122,7 @@ class Attempts:
                 return self._attempt(offers, terms)
             except AttemptFailed as error:
                 if error.failure not in _RETRIED or tried >= self._launcher.max_machines:
-                    raise dg.Failure(
-                        f"{self._what} ended with {error.failure}: {error.message}"
-                        + _NEXT_STEPS.get(error.failure, ""),
-                        metadata={"failure": error.failure.value},
-                        allow_retries=False,
-                    ) from error
+                    raise stage_failure(self._what, error) from error
                 self._context.log.warning(
                     f"{self._what}: {error.failure}: {error.message}. Trying another machine "
                     f"({tried} of {self._launcher.max_machines} tried)"
@@ -130,29 +139,37 @@ class Attempts:
     def _see_through(self, handle: Handle, lease: contextlib.ExitStack) -> Receipt:
         self.machines.append(handle.token)
         try:
-            ending = self._watch(handle, lease)
+            receipt = self._verify(handle, self._watch(handle, lease))
         except LeaseLost as error:
             raise dg.Failure(
                 f"another run watches {self._what} now and has its machine: {error}", allow_retries=False
             ) from error
-        except BaseException as error:
-            # Terminate, Ctrl-C and our own faults alike: no machine is left behind a dead step.
-            self._end(handle, error.failure if isinstance(error, AttemptFailed) else Failure.CANCELLED)
-            self._tell_story(handle)
-            raise
-        try:
-            receipt = self._verify(handle, ending)
         except AttemptFailed as error:
-            self._end(handle, error.failure)
+            stays = self._end(handle, error.failure)
+            self._tell_story(handle)
+            if stays:
+                # It may work on: another machine would be its twin.
+                error = AttemptFailed(error.failure, f"{error.message}. {stays}")
+                raise stage_failure(self._what, error) from error
+            raise
+        except BaseException:
+            # Terminate, Ctrl-C and our own faults alike: no machine is left behind a dead step.
+            self._end(handle, Failure.CANCELLED)
             self._tell_story(handle)
             raise
         self._end(handle, "finished")
         return receipt
 
-    def _end(self, handle: Handle, outcome: str) -> None:
-        """Have the machine gone, and its lease given back: what it did not live to do itself."""
-        self._launcher.terminate(handle, str(outcome))
+    def _end(self, handle: Handle, outcome: str) -> str | None:
+        """Have the machine gone, and its lease given back: what it did not live to do itself. Returns what
+        is to be done where it will not go; why the attempt ended is the more important news."""
+        try:
+            self._launcher.terminate(handle, str(outcome))
+        except TimeoutError as error:
+            self._context.log.error(str(error))
+            return str(error)
         self._lease(handle.token).release()
+        return None
 
     def _lease(self, token: str) -> LeaseKeeper:
         key = f"{self._state.prefix}/lease.json"
@@ -164,7 +181,9 @@ class Attempts:
     def _adopt(self) -> Handle | None:
         """The machine of an attempt that lives: also one that has no lease, or none any more, because
         it has not come up yet."""
-        handle = self._launcher.find(self._state.prefix)
+        handle = with_capacity(
+            self._context, self._launcher, self._what, lambda: self._launcher.find(self._state.prefix)
+        )
         if handle is not None:
             self._context.log.info(f"{self._state.spec.name}: adopted the live attempt {handle.token}")
         return handle
@@ -341,7 +360,8 @@ class Attempts:
         spec, fingerprint = self._state.spec, self._state.fingerprint
         assert fingerprint is not None
         if ending is not None and ending["type"] == "failed":
-            raise AttemptFailed(Failure(ending["failure"]), ending["message"])
+            failure = Failure(ending["failure"])
+            raise AttemptFailed(failure, ending["message"] + _NEXT_STEPS.get(failure, ""))
         receipt = read_receipt(self._store, spec.name, fingerprint)
         if receipt is None or receipt.token != handle.token:
             words = self._launcher.last_words(handle)
@@ -351,8 +371,10 @@ class Attempts:
             )
         problems = missing_outputs(self._store, receipt)
         if problems:
-            self._end(handle, Failure.FAILED)
-            raise dg.Failure(f"the receipt of {spec.name} does not hold: {'; '.join(problems)}")
+            raise AttemptFailed(
+                Failure.FAILED,
+                f"the receipt of {spec.name} does not hold: {'; '.join(problems)}. Run it again",
+            )
         return receipt
 
     def _tell_story(self, handle: Handle) -> None:
