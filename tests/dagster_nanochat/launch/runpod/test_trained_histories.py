@@ -1,0 +1,168 @@
+"""The worst histories with nothing stood in for: Dagster runs the stage, pods train on an S3 server."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from emulators.runpod import Emulator, Image, find_spec, serve
+from standins import nvidia_smi, s3, s3_faults
+from standins.runs import Run, ready_project, state_of
+from standins.waiting import wait_for
+
+from dagster_nanochat.launch.base import Patience
+from nanochat.attempts import attempts, read_events
+from nanochat.store.ledger import entries
+from nanochat.store.receipts import read_receipt
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed"),
+    pytest.mark.skipif(find_spec() is None, reason="RunPod's OpenAPI file is not there"),
+]
+IMAGE = "registry.example/nanochat-training@sha256:" + "ab" * 32
+CREATE = "POST /v2/pods$"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_faults.S3FaultProxy]:
+    folder = tmp_path_factory.mktemp("s3").resolve()
+    with s3.serve(folder / "buckets") as server, s3_faults.proxy(server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, module_environment, network) -> Iterator[SimpleNamespace]:
+    """A bucket with the tiny models' shards and tokenizer, and a Dagster history."""
+    root, home = tmp_path_factory.mktemp("project").resolve(), tmp_path_factory.mktemp("dagster")
+    module_environment.setattr("dagster_nanochat.views.project_root", lambda: root)
+    environment = {
+        "NANOCHAT_CACHE": str(root / "cache"),
+        "NANOCHAT_RUNPOD_IMAGE_NAME": IMAGE,
+        "AWS_ENDPOINT_URL": network.url,
+        "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": s3.SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in environment.items():
+        module_environment.setenv(name, value)
+    with ready_project(f"s3://{s3.BUCKET}/models", home, module_environment) as made:
+        yield made
+
+
+@pytest.fixture
+def runpod(
+    project: SimpleNamespace,
+    network: s3_faults.S3FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Emulator]:
+    """An account whose pods reach the store each in its own way."""
+    from dagster_nanochat.launch.runpod import launcher
+
+    programs = [str(nvidia_smi.write(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]]
+    image = Image(environment={"PATH": os.pathsep.join(programs)})
+    with serve(state_dir=tmp_path / "runpod", images={"*": image}, network=network) as emulator:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            emulator.set_secret(name, os.environ[name])
+        monkeypatch.setenv("NANOCHAT_LAUNCHER", "runpod")
+        monkeypatch.setenv("RUNPOD_API_URL", emulator.url)
+        monkeypatch.setenv("RUNPOD_API_KEY", emulator.api_key)
+        monkeypatch.setattr(launcher, "_LOOK_EVERY_S", 1.0)
+        monkeypatch.setattr(launcher, "_LIST_EVERY_S", 0.2)
+        monkeypatch.setattr(launcher, "PATIENCE", Patience(ready_s=60.0, silent_s=12.0, capacity_s=30.0))
+        yield emulator
+
+
+def strike(runpod: Emulator, kind: str, **fields: object) -> None:
+    """Something happens to the pod that trains."""
+    *_, pod = runpod.pods()
+    runpod.faults.add(kind, pod=pod.id, **fields)
+
+
+def a_pod_freezes_and_will_not_be_deleted_at_first(runpod: Emulator) -> None:
+    runpod.faults.add("status", match="DELETE", status=500, times=6)
+    runpod.faults.add("lingers", seconds=4.0)
+    strike(runpod, "freezes")
+
+
+def a_pod_loses_its_network(runpod: Emulator) -> None:
+    strike(runpod, "network")
+
+
+def a_pod_vanishes_while_the_api_is_away(runpod: Emulator) -> None:
+    runpod.faults.add("status", status=503, times=8, key="account")
+    strike(runpod, "vanishes")
+
+
+def a_pod_dies_and_the_next_is_made_without_an_answer(runpod: Emulator) -> None:
+    runpod.faults.add("status_after", match=CREATE, status=500)
+    strike(runpod, "dies", state="ERROR")
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        a_pod_freezes_and_will_not_be_deleted_at_first,
+        a_pod_loses_its_network,
+        a_pod_vanishes_while_the_api_is_away,
+        a_pod_dies_and_the_next_is_made_without_an_answer,
+    ],
+)
+def test_a_training_that_loses_its_pod_ends_on_another(
+    project: SimpleNamespace,
+    runpod: Emulator,
+    run: Callable[..., Run],
+    happens: Callable[[Emulator], None],
+) -> None:
+    before = spent(project)
+    training = run("killed", force=True)
+    wait_for(lambda: training.said("base step 50: checkpoint"), within_s=120)
+    happens(runpod)
+    assert training.end(within_s=200).succeeded, training.reason
+    assert training.said("resuming from step ")
+    promises_hold(project, runpod, before)
+
+
+def test_a_pod_that_nobody_was_told_of_is_adopted_after_a_kill(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
+) -> None:
+    before = spent(project)
+    runpod.faults.add("hang_after", match=CREATE, seconds=120.0)
+    first = run("twin", in_process=True, force=True)
+    wait_for(runpod.pods, within_s=90)
+    first.process.kill()
+    second = run("twin", force=True)
+    assert second.end(within_s=200).succeeded, second.reason
+    assert second.said("adopted the live attempt")
+    assert len(runpod.pods()) == 1
+    promises_hold(project, runpod, before)
+
+
+def spent(project: SimpleNamespace) -> set[str]:
+    return {entry.token for entry in entries(project.store)}
+
+
+def promises_hold(project: SimpleNamespace, runpod: Emulator, before: set[str]) -> None:
+    """No pod, no twin at work, no unknown dollar, and a receipt."""
+    assert runpod.violations == []
+    assert [pod.id for pod in runpod.pods() if pod.deleted_at is None] == []
+    ours = [entry for entry in entries(project.store) if entry.token not in before]
+    assert [entry.token for entry in ours if entry.open] == []
+    assert sum(entry.dollars() for entry in ours) >= sum(pod.charged_usd for pod in runpod.pods()) > 0
+    (entry,) = [entry for entry in ours if entry.outcome == "finished"]
+    state = state_of(project, entry.model)
+    assert read_receipt(project.store, "base", state.fingerprint).token == entry.token
+    spans = []
+    for token in attempts(project.store, state.prefix):
+        events = read_events(project.store, state.prefix, token)
+        steps = [event["time"] for event in events if event["type"] == "step"]
+        if steps:
+            spans.append((min(steps), max(steps)))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(spans)))
