@@ -10,7 +10,7 @@ import pytest
 from nanochat.store import FileStore
 from nanochat.store.ledger import (
     LedgerEntry,
-    close_entry,
+    change_entry,
     entries,
     entry_key,
     read_entry,
@@ -46,26 +46,42 @@ def store(tmp_path) -> FileStore:
     return FileStore(tmp_path / "store")
 
 
+def _closed(store: FileStore, **fields: Any) -> LedgerEntry | None:
+    return change_entry(store, _entry().token, lambda entry: fields if entry.open else {})
+
+
 def test_a_machine_costs_from_the_asking_until_it_is_seen_to_be_gone(store: FileStore) -> None:
     write_entry(store, _entry())
     assert read_entry(store, _entry().token).dollars(START + HOUR) == 0  # nobody had it yet
+    write_entry(store, _entry(in_doubt=True))
+    assert read_entry(store, _entry().token).dollars(START + HOUR) == pytest.approx(0.8)
     write_entry(store, _entry(machine="pod1"))
     assert read_entry(store, _entry().token).dollars(START + HOUR) == pytest.approx(0.8)
-    closed = close_entry(store, _entry().token, "finished", ended_at=START + 2 * HOUR)
+    closed = _closed(store, outcome="finished", ended_at=START + 2 * HOUR)
     assert closed == read_entry(store, _entry().token)
     assert (closed.open, closed.outcome) == (False, "finished")
     assert closed.dollars(START + 99 * HOUR) == pytest.approx(1.6)
 
 
-def test_what_is_closed_stays_as_it_is_and_what_is_not_there_is_none(store: FileStore) -> None:
-    assert close_entry(store, _entry().token, "finished") is None
+def test_a_change_sees_what_others_have_changed_meanwhile(store: FileStore) -> None:
+    assert _closed(store, outcome="finished") is None
     write_entry(store, _entry(machine="pod1"))
-    close_entry(store, _entry().token, "finished", ended_at=START + HOUR)
-    assert close_entry(store, _entry().token, "LOST").outcome == "finished"
+    seen = []
+
+    def change(entry: LedgerEntry) -> dict[str, Any]:
+        seen.append(entry.outcome)
+        if len(seen) == 1:  # somebody else is quicker
+            _closed(store, outcome="finished", ended_at=START + HOUR)
+        return {"twins": {**entry.twins, "pod2": 0.5}}
+
+    changed = change_entry(store, _entry().token, change)
+    assert seen == ["", "finished"]
+    assert (changed.outcome, changed.ended_at, changed.twins) == ("finished", START + HOUR, {"pod2": 0.5})
+    assert _closed(store, outcome="LOST").outcome == "finished"
 
 
 def test_twins_are_added_and_a_bill_is_the_last_word() -> None:
-    ended = {"machine": "pod1", "ended_at": START + HOUR, "twins_usd": 0.2}
+    ended = {"machine": "pod1", "ended_at": START + HOUR, "twins": {"pod2": 0.2}}
     assert _entry(**ended).dollars() == pytest.approx(1.0)
     assert _entry(**ended, billed_usd=0.93).dollars() == 0.93
 
