@@ -56,7 +56,11 @@ KILLED = dataclasses.replace(
 STEADY = dataclasses.replace(
     KILLED, name="steady", base=dataclasses.replace(KILLED.base, steps=100_000, eval_every=10_000)
 )
-RECIPES = [TINY, TWIN, SLOW, KILLED, STEADY]
+LOST = dataclasses.replace(
+    KILLED, name="lost",
+    base=dataclasses.replace(KILLED.base, steps=200, eval_every=200, checkpoint_every=40, eval_tokens=512),
+)
+RECIPES = [TINY, TWIN, SLOW, KILLED, STEADY, LOST]
 """
 
 FOLDER = Path(tempfile.mkdtemp(prefix="nanochat-tests-"))

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from nanochat.store import ObjectStore
-from nanochat.store.ledger import LedgerEntry, change_entry, read_entry, write_entry
+from nanochat.store.ledger import (
+    LedgerEntry,
+    change_entry,
+    entries,
+    entry_key,
+    read_entry,
+    stage_dollars,
+    write_entry,
+)
 
 ASKED = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
 HOUR = datetime.timedelta(hours=1)
@@ -68,3 +76,19 @@ def test_changes_made_at_the_same_time_are_all_kept(store: ObjectStore) -> None:
 
 def test_there_is_nothing_to_change_where_there_is_no_entry(store: ObjectStore) -> None:
     assert change_entry(store, entry().token, lambda now: {"outcome": "finished"}) is None
+
+
+def test_entries_lie_by_the_month_of_their_token(store: ObjectStore) -> None:
+    tokens = ["20261031T235959-00000001", "20261101T000000-00000002", "20261126T120000-00000003"]
+    for token in reversed(tokens):
+        write_entry(store, entry(token=token))
+    assert entry_key(tokens[0]) == f"ledger/2026-10/{tokens[0]}.json"
+    assert [found.token for found in entries(store)] == tokens
+    assert [found.token for found in entries(store, "2026-11")] == tokens[1:]
+
+
+def test_a_stages_dollars_are_those_of_its_own_attempts(store: ObjectStore) -> None:
+    mine, others = "20261126T120000-00000001", "20261126T120000-00000002"
+    write_entry(store, entry(token=mine, machine="m"))
+    write_entry(store, entry(token=others, machine="n", prefix="stages/sft/b"))
+    assert stage_dollars(store, "stages/base/f", [mine, others, "20261126T120000-0000000f"]) == {mine: 2.0}

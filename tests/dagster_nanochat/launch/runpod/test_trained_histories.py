@@ -87,8 +87,8 @@ def strike(runpod: Emulator, kind: str, **fields: object) -> None:
 
 
 def a_pod_freezes_and_will_not_be_deleted_at_first(runpod: Emulator) -> None:
-    runpod.faults.add("status", match="DELETE", status=500, times=6)
-    runpod.faults.add("lingers", seconds=4.0)
+    runpod.faults.add("status", match="DELETE", status=500, times=3)
+    runpod.faults.add("lingers", seconds=2.0)
     strike(runpod, "freezes")
 
 
@@ -97,7 +97,7 @@ def a_pod_loses_its_network(runpod: Emulator) -> None:
 
 
 def a_pod_vanishes_while_the_api_is_away(runpod: Emulator) -> None:
-    runpod.faults.add("status", status=503, times=8, key="account")
+    runpod.faults.add("status", status=503, times=3, key="account")
     strike(runpod, "vanishes")
 
 
@@ -122,8 +122,8 @@ def test_a_training_that_loses_its_pod_ends_on_another(
     happens: Callable[[Emulator], None],
 ) -> None:
     before = spent(project)
-    training = run("killed", force=True)
-    wait_for(lambda: training.said("base step 50: checkpoint"), within_s=120)
+    training = run("lost", force=True)
+    wait_for(lambda: training.said("base step 40: checkpoint"), within_s=120)
     happens(runpod)
     assert training.end(within_s=200).succeeded, training.reason
     assert training.said("resuming from step ")
@@ -135,10 +135,10 @@ def test_a_pod_that_nobody_was_told_of_is_adopted_after_a_kill(
 ) -> None:
     before = spent(project)
     runpod.faults.add("hang_after", match=CREATE, seconds=120.0)
-    first = run("twin", in_process=True, force=True)
+    first = run("lost", in_process=True, force=True)
     wait_for(runpod.pods, within_s=90)
     first.process.kill()
-    second = run("twin", force=True)
+    second = run("lost", force=True)
     assert second.end(within_s=200).succeeded, second.reason
     assert second.said("adopted the live attempt")
     assert len(runpod.pods()) == 1
