@@ -106,7 +106,7 @@ class Attempts:
         self._state = states[stage]
         self._what = f"{stage} of {recipe.name}"
         self._watch_lease = watch
-        # Tokens of the attempts whose machines this run has had.
+        # Tokens of the attempts that this run has asked machines for, or has adopted.
         self.machines: list[str] = []
 
     def complete(self, offers: Callable[[], Sequence[Offer]], terms: Callable[[Offer], Terms]) -> Receipt:
@@ -197,6 +197,7 @@ class Attempts:
         """A machine that was asked for just now, or was found living after all. Its lease is renewed
         here, in `held`, until its supervisor does that."""
         token = new_token()
+        self.machines.append(token)
         lease = self._lease(token)
         prefix = self._state.prefix
         try:

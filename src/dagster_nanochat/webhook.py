@@ -81,15 +81,16 @@ def told_at_the_end(
 ) -> Iterator[None]:
     """Send the message when the block ends, well or badly, if it has had any machine by then.
 
-    machines: tokens of the attempts that it had, of which the ledger knows what they cost.
+    machines: tokens of its attempts; the ledger knows which of them had a machine, and what that cost.
     """
 
     def tell(result: str, reason: str) -> None:
         try:
-            entries = [entry for token in dict.fromkeys(machines) if (entry := read_entry(store, token))]
+            found = [read_entry(store, token) for token in dict.fromkeys(machines)]
         except (StoreError, ValueError, OSError) as error:
             context.log.warning(f"no message is sent: what the run has cost cannot be read: {error}")
             return
+        entries = [entry for entry in found if entry and entry.machine]
         if not entries:
             return
         reason = reason.removeprefix(f"{stage} of {model} ended with {result}: ")

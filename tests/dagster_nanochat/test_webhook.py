@@ -15,7 +15,7 @@ from dagster_nanochat.webhook import told_at_the_end
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.store import FileStore
 from nanochat.store.leases import utc_now
-from nanochat.store.ledger import LedgerEntry, entry_key, write_entry
+from nanochat.store.ledger import LedgerEntry, entries, entry_key, write_entry
 
 TOKENS = ["20261126T010000-00000001", "20261126T020000-00000002"]
 
@@ -120,6 +120,10 @@ def test_a_run_that_rented_nothing_and_one_without_an_address_say_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with told_at_the_end(run, paid, "quick", "base", ["20261126T030000-00000003"]):
+        pass
+    (asked, *_) = entries(paid)
+    write_entry(paid, asked.model_copy(update={"token": TOKENS[0][:-1] + "9", "machine": None}))
+    with told_at_the_end(run, paid, "d4", "base", [TOKENS[0][:-1] + "9"]):
         pass
     monkeypatch.delenv("NANOCHAT_WEBHOOK_URL")
     with told_at_the_end(run, paid, "d4", "base", TOKENS):
