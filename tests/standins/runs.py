@@ -74,7 +74,7 @@ class Run:
         if in_process:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-c", ORCHESTRATOR, json.dumps(how), str(watch_grace_s)],
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stderr=subprocess.DEVNULL,
             )
         else:
