@@ -35,11 +35,12 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: help setup environment quickstart test test-image fuzz sanitize emulator check format images lock graph clean
+.PHONY: help setup environment quickstart test test-image histories fuzz sanitize emulator check format images lock graph clean
 
 help:
 	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
 	@echo "make test         set up, run every test"
+	@echo "make histories    tell histories of RunPod's faults (HISTORIES=), with a bucket and with training, too"
 	@echo "make fuzz         hold splitting and encoding against other engines on ten million strings (STRINGS=)"
 	@echo "make sanitize     run the Rust crate's tests under the address sanitizer"
 	@echo "make emulator     set up, serve an emulated RunPod with an S3 server beside it"
@@ -122,6 +123,11 @@ emulator: setup
 # Not among the others: it writes some 20 GB, all of it temporary, for minutes.
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest -rP tests/nanochat/training/test_training_image.py
+
+histories: export HISTORIES ?= 300
+histories: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dagster_nanochat/launch/runpod/test_histories.py \
+	  tests/dagster_nanochat/launch/runpod/test_trained_histories.py
 
 # Splitting against two regular expression engines, in every instruction set that the processor has;
 # then encoding against tiktoken.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,12 @@ _SETTINGS = (
 _RUNPOD = [name for name in os.environ if name.startswith("NANOCHAT_RUNPOD_") and not name.endswith("_SPEC")]
 for _name in (*_SETTINGS, *_RUNPOD):
     os.environ.pop(_name, None)
+
+
+# A shell without job control starts what is behind `&` with SIGINT ignored. Dagster gives SIGTERM the same
+# handling, and then what it starts itself (`tail`, for the logs) cannot be ended: 60 s a run.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.ending import end_pods
 from dagster_nanochat.launch.runpod.errors import RunPodError
-from dagster_nanochat.launch.runpod.launcher import end_pods
 from dagster_nanochat.launch.runpod.sweeper import rentals, sweep
 from nanochat.failures import Failure
 from nanochat.store import ObjectStore, open_store

@@ -29,7 +29,11 @@ _NAMES = [
 
 def test_make_emulator_runs_the_module():
     lines = subprocess.run(
-        ["make", "--dry-run", "emulator"], cwd=_TESTS.parent, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "emulator"],
+        cwd=_TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     assert lines[-1].split()[-2:] == ["-m", "emulators.runpod"]
 

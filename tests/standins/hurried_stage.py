@@ -29,8 +29,8 @@ import httpx
 
 from dagster_nanochat import guards, holding, lifecycle, stage_attempt
 from dagster_nanochat.launch.base import Patience
+from dagster_nanochat.launch.runpod import ending, sweeper
 from dagster_nanochat.launch.runpod import launcher as launcher_module
-from dagster_nanochat.launch.runpod import sweeper
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.config import RunPodSettings
 from dagster_nanochat.launch.runpod.launcher import RunPodLauncher
@@ -76,7 +76,8 @@ _TIMES: dict[ModuleType, dict[str, Any]] = {
     holding: {"HELD_TTL_S": 1.5},
     stage_attempt: {"LEASE_TTL_S": 1.5, "WATCH_GRACE_S": 2.5, "_POLL_S": 0.05, "_STATUS_EVERY_S": 0.1,
                     "_TROUBLE_EVERY_S": 0.4, "_CAPACITY_PAUSES_S": (0.25, 1.0)},
-    launcher_module: {"_LOOK_EVERY_S": 0.3, "_LIST_EVERY_S": 0.1, "_GONE_WITHIN_S": 2.0},
+    launcher_module: {"_LOOK_EVERY_S": 0.3, "_LIST_EVERY_S": 0.1},
+    ending: {"_GONE_WITHIN_S": 2.0},
     sweeper: {"_SILENT_FOR": datetime.timedelta(seconds=2), "_ASKING_FOR": datetime.timedelta(seconds=3)},
 }  # fmt: skip
 
@@ -97,7 +98,7 @@ def hurry(set: Callable[[Any, str, Any], None] = setattr) -> None:
         for name, value in times.items():
             assert hasattr(module, name), (module, name)
             set(module, name, value)
-    for module in (holding, launcher_module):
+    for module in (holding, ending, launcher_module):
         set(module, "time", _HurriedTime)
     set(files, "_flush", lambda path: None)  # no machine loses its power here
     set(s3, "_client", _hurried_s3_client)

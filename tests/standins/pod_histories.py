@@ -26,7 +26,7 @@ from nanochat.store import StoreError
 from nanochat.store.ledger import entries, read_entry
 
 # A stage that has not ended by then has hung.
-ENDS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 180.0
 _POLL_S = 0.01
 
 

@@ -11,8 +11,8 @@ import datetime
 from collections.abc import Iterator
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.ending import close_gone, end_pods, end_twin, pod_token
 from dagster_nanochat.launch.runpod.errors import RunPodError
-from dagster_nanochat.launch.runpod.launcher import close_gone, end_pods, end_twin, pod_token
 from dagster_nanochat.launch.runpod.models import Pod, PodStatus
 from nanochat.events import EventStream
 from nanochat.failures import Failure

@@ -8,8 +8,8 @@ error of the failure vocabulary that names the next step, after which another ru
 `standins.hurried_stage` says what is real in it: all but the training, torchrun, Dagster and S3. The
 last tests have those too.
 
-``HISTORIES=5000 pytest tests/dagster_nanochat/launch/runpod/test_histories.py -k any_history`` tells more
-histories than CI does, ``HISTORIES_SEED`` those of a seed, ``HISTORY='{…}'`` one that was printed.
+CI tells a few; ``make histories HISTORIES=5000`` tells more, and those with a bucket and with real training.
+``HISTORIES_SEED`` tells those of a seed, ``HISTORY='{…}'`` one that was printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from standins import forks, hurried_stage, s3, s3_faults
 from standins.pod_histories import Broken, History, Kill, Stage, Strike, stage
 
-HISTORIES = int(os.environ.get("HISTORIES", "300"))
+HISTORIES = int(os.environ.get("HISTORIES") or "60")
 SEED = int(os.environ.get("HISTORIES_SEED", random.randrange(2**32)))
 # Most of a history is waiting.
 AT_ONCE = int(os.environ.get("HISTORIES_AT_ONCE", "8"))
@@ -62,7 +62,7 @@ def strikes(
 
 STRIKES = st.one_of(
     strikes("no_capacity", gpu=st.sampled_from(["", "4090"]), times=TIMES),
-    strikes("status_after", match=st.just(CREATE), status=st.sampled_from([500, 502, 429]), times=TIMES),
+    strikes("status_after", match=st.just(CREATE), status=st.sampled_from([500, 502]), times=TIMES),
     strikes(
         st.sampled_from(["hang_after", "hang", "slow"]),
         match=st.just(CREATE),
@@ -140,6 +140,7 @@ def test_any_history_of_faults_ends_without_a_pod_a_twin_or_an_unknown_dollar(
     _tell(_Teller(nursery, tmp_path), HISTORIES)
 
 
+@pytest.mark.skipif("HISTORIES" not in os.environ, reason="told by `make histories`")
 @pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed")
 @pytest.mark.timeout(7200)
 def test_the_same_holds_with_a_store_in_a_bucket(

@@ -22,6 +22,7 @@ from nanochat.store.receipts import read_receipt
 
 pytestmark = [
     pytest.mark.timeout(300),
+    pytest.mark.skipif("HISTORIES" not in os.environ, reason="told by `make histories`"),
     pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed"),
     pytest.mark.skipif(find_spec() is None, reason="RunPod's OpenAPI file is not there"),
 ]
