@@ -208,7 +208,7 @@ def test_a_setting_that_is_no_number_is_refused_by_name(
 
 
 def test_prices_are_compared_with_the_cap_in_dollars(project: SimpleNamespace) -> None:
-    from dagster_nanochat.guards import StageConfig, check_estimate, deadline_s
+    from dagster_nanochat.guards import BUDGET_GRACE_S, StageConfig, cap_usd, check_estimate, terms
     from dagster_nanochat.launch.base import Offer
     from dagster_nanochat.partitions import recipe_book
     from nanochat.plan import plan_stage
@@ -219,11 +219,13 @@ def test_prices_are_compared_with_the_cap_in_dollars(project: SimpleNamespace) -
     plan = plan_stage(recipe, "base", states, project.store, flops_per_s=1e9, usd_per_h=2.0)
     assert plan.dollars > 4
     context = SimpleNamespace(run=SimpleNamespace(tags={"nanochat/max_usd": "4"}))
+    cap = cap_usd(context, StageConfig(), project.store, recipe)
     with pytest.raises(
         dg.Failure, match=rf"estimated at \${plan.dollars:.2f} on rented, above the cap of \$4"
     ):
-        check_estimate(context, StageConfig(), recipe, plan, offer)
-    assert deadline_s(context, StageConfig(), offer) == 2 * 3600
+        check_estimate(context, StageConfig(), recipe, plan, offer, cap)
+    agreed = terms(context, StageConfig(), offer, cap)
+    assert (agreed.max_usd, agreed.deadline_s) == (4.0, 2 * 3600 + BUDGET_GRACE_S)
 
 
 @pytest.mark.parametrize(("steps", "eval_every"), [(21_400, 250), (12, 6), (70_000, 250), (99, 1), (5, 1)])

@@ -116,10 +116,14 @@ class Run:
     def reused(self) -> bool:
         return self.materialization.metadata["reused"].value
 
-    def observations(self, asset: str) -> list[dg.AssetObservation]:
-        """What was observed of an asset by all runs of this history, the oldest first."""
+    def observations(self, asset: str, *, of_this_run: bool = False) -> list[dg.AssetObservation]:
+        """What was observed of an asset by all runs of this history, or by this one, the oldest first."""
         records = self._instance.fetch_observations(dg.AssetKey(asset), limit=100).records
-        return [record.asset_observation for record in reversed(records)]
+        return [
+            record.asset_observation
+            for record in reversed(records)
+            if not of_this_run or record.event_log_entry.run_id == self.id
+        ]
 
     @property
     def reason(self) -> str:

@@ -93,9 +93,15 @@ def test_a_stage_is_trained_on_a_pod_that_is_gone_afterwards(
     assert (entry.machine, entry.token, entry.outcome) == (pod.id, receipt.token, "finished")
     assert receipt.image_digest == IMAGE
     assert 0 < receipt.dollars <= entry.dollars()
-    (launched,) = built.observations("base_model_checkpoint")
+    (launched,) = built.observations("base_model_checkpoint", of_this_run=True)
     assert launched.metadata["machine"].value.endswith(pod.id)
     assert launched.metadata["usd_per_h"].value == pytest.approx(pod.price_usd_per_h)
+
+
+def endings(run: Run, model: str) -> list[dg.AssetObservation]:
+    """What the stage's page tells of the model's attempts that ended without a receipt in this run's time."""
+    told = run.observations("base_model_checkpoint", of_this_run=True)
+    return [one for one in told if one.partition == model and "ended" in one.metadata]
 
 
 GPU = "NVIDIA GeForce RTX 4090"
@@ -148,8 +154,7 @@ def test_a_machine_that_does_not_come_up_and_one_that_is_lost_are_replaced(
     assert [pod.deleted_at is None for pod in runpod.pods()] == [False] * 3
     rows = training.materialization.metadata["attempts"].value
     assert rows.count("RTX 4090") == 3
-    story = training.observations("base_model_checkpoint")
-    assert [one.metadata["ended"].value for one in story if "ended" in one.metadata] == ["NOT_READY", "LOST"]
+    assert [one.metadata["ended"].value for one in endings(training, "killed")] == ["NOT_READY", "LOST"]
 
 
 def test_terminate_gives_the_pod_back_within_half_a_minute(
@@ -176,7 +181,7 @@ def test_an_attempt_that_reaches_its_cap_ends_with_a_checkpoint_that_the_next_ru
     assert "base of steady ended with BUDGET: has cost the $40.00 that it may" in training.reason
     (pod,) = runpod.pods()
     assert 40 <= pod.charged_usd <= 70
-    (story,) = (one for one in training.observations("base_model_checkpoint") if "ended" in one.metadata)
+    (story,) = endings(training, "steady")
     assert story.metadata["checkpoint"].value == story.metadata["to_step"].value
     monkeypatch.setenv("NANOCHAT_MAX_USD_PER_MODEL", "1")
     refused = run("steady", max_usd=1000)
