@@ -87,7 +87,7 @@ def take_if_silent(
     context: dg.AssetExecutionContext,
     keeper: LeaseKeeper,
     what: str,
-    find: Callable[[Lease], Handle | None] = lambda lease: None,
+    find: Callable[[], Handle | None] = lambda: None,
 ) -> Handle | None:
     """Take a lease whose holder does not renew it any more, which may need looking at for its time.
 
@@ -100,7 +100,7 @@ def take_if_silent(
             keeper.take()
             return None
         except LeaseHeld as held:
-            handle = find(held.lease)
+            handle = find()
             if handle is not None:
                 return handle
             if seen is None:

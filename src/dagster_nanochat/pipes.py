@@ -17,7 +17,7 @@ from dagster._core.pipes.context import PipesMessageHandler
 from dagster_pipes import PIPES_PROTOCOL_VERSION, PipesContextData, PipesMessage, PipesParams
 
 from nanochat.attempts import describe
-from nanochat.events import Cursor, Event, EventStream
+from nanochat.events import ENDINGS, Cursor, Event, EventStream
 
 # A run's live asset gets at most a hundred points: so many of steps, so many of evaluations, and the
 # last of each.
@@ -73,7 +73,7 @@ class EventStreamReader(dg.PipesMessageReader):
                     "level": (level if level in _LEVELS else "info").upper(),
                 },
             )
-        elif kind in ("finished", "failed"):
+        elif kind in ENDINGS:
             if not self._closed:
                 self._closed = True
                 yield "closed", {}

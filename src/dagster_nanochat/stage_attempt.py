@@ -17,7 +17,7 @@ from dagster_nanochat.metadata import live_metrics_key
 from dagster_nanochat.pipes import EventStreamReader, LiveReport, NoContext
 from nanochat.attempts import attempts, read_summary, summaries, write_summary
 from nanochat.data.identity import conversation_files, shard_files
-from nanochat.events import Cursor, Event, EventStream
+from nanochat.events import ENDINGS, Cursor, Event, EventStream
 from nanochat.export.markdown import table
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.recipes import Recipe
@@ -201,9 +201,7 @@ class Attempts:
         lease = self._lease(token)
         prefix = self._state.prefix
         try:
-            handle = take_if_silent(
-                self._context, lease, self._what, lambda other: self._launcher.find(prefix)
-            )
+            handle = take_if_silent(self._context, lease, self._what, lambda: self._launcher.find(prefix))
         except StillAlive as alive:
             raise dg.Failure(
                 f"{self._what} is being built by {alive}, which this machine cannot reach; its lease ends at "
@@ -328,7 +326,7 @@ class Attempts:
                 summary = summary.after(events, reader.cursor)
                 for event in events:
                     report.tell(event)
-                    if event["type"] in ("finished", "failed"):
+                    if event["type"] in ENDINGS:
                         if heartbeat is None:
                             self._wait_until_gone(handle)
                         return event

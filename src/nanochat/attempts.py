@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-from nanochat.events import Cursor, Event, EventStream
+from nanochat.events import ENDINGS, Cursor, Event, EventStream
 from nanochat.store import ObjectStore
 from nanochat.store.documents import Document
 from nanochat.store.layout import attempt_prefix
@@ -141,7 +141,7 @@ def read_events(store: ObjectStore, prefix: str, token: str, *, follow: bool = F
         events, cursor = stream.read(cursor)
         for event in events:
             yield event
-            if event["type"] in ("finished", "failed"):
+            if event["type"] in ENDINGS:
                 return
         if not follow:
             return

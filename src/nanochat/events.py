@@ -15,13 +15,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nanochat.store.objects import ObjectStore
 
 Event = dict[str, Any]
+# What an attempt says last, one or the other.
+ENDINGS = ("finished", "failed")
 
 
 def encode_event(type: str, **fields: Any) -> bytes:
@@ -92,3 +94,8 @@ def _parse(data: bytes) -> Iterator[Event]:
             yield event
         else:
             yield {"type": "log", "level": "warning", "message": f"unreadable event line: {line[:200]!r}"}
+
+
+def ending_of(events: Iterable[Event]) -> Event | None:
+    """How the attempt that said these has ended; None where it has not, or died without a word."""
+    return next((event for event in events if event["type"] in ENDINGS), None)

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from nanochat.events import EventStream
+from nanochat.events import EventStream, ending_of
 from nanochat.failures import Failure
 from nanochat.machine import driver_cuda, this_machine
 from nanochat.store import ObjectNotFound, ObjectStore, PreconditionFailed, StoreError, open_store
@@ -217,7 +217,7 @@ def _read_patiently(store: ObjectStore, key: str) -> TrainingJob:
 def _end_attempt(store: ObjectStore, attempt: str, failure: Failure, message: str) -> None:
     """Say that the attempt is over, unless it has said so itself."""
     key = f"{attempt}/events.jsonl"
-    if any(event["type"] in ("finished", "failed") for event in EventStream(store, key).all()):
+    if ending_of(EventStream(store, key).all()):
         return
     shipper = EventShipper(store, key, Path(os.devnull))
     shipper.emit("failed", failure=failure.value, message=message)

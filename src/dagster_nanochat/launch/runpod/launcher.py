@@ -44,7 +44,7 @@ from dagster_nanochat.launch.runpod.models import (
 )
 from dagster_nanochat.launch.runpod.offers import RunPodOffer, find_offers
 from nanochat import pod as in_pod
-from nanochat.events import EventStream
+from nanochat.events import EventStream, ending_of
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.recipes import Hardware, Recipe, parameters
 from nanochat.store import ObjectStore
@@ -348,7 +348,7 @@ class RunPodLauncher:
 
     def _is_over(self, prefix: str, token: str) -> bool:
         told = EventStream(self._store, f"{attempt_prefix(prefix, token)}/events.jsonl").all()
-        return any(event["type"] in ("finished", "failed") for event in told)
+        return ending_of(told) is not None
 
     def _ours(self) -> Iterator[tuple[str, Pod]]:
         """Every pod that is in this store's ledger, with its token. Raises AttemptFailed."""

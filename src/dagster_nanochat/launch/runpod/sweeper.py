@@ -14,7 +14,7 @@ from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.ending import close_gone, end_pods, end_twin, pod_token
 from dagster_nanochat.launch.runpod.errors import RunPodError
 from dagster_nanochat.launch.runpod.models import Pod, PodStatus
-from nanochat.events import EventStream
+from nanochat.events import EventStream, ending_of
 from nanochat.failures import Failure
 from nanochat.store import ObjectStore
 from nanochat.store.layout import attempt_prefix
@@ -93,7 +93,7 @@ def _why_end(store: ObjectStore, pod: Pod, entry: LedgerEntry) -> str | None:
     if _is_twin(pod, entry):
         return f"it is a twin of {entry.machine}: its creation was answered with an error"
     told = EventStream(store, f"{attempt_prefix(entry.prefix, entry.token)}/events.jsonl").all()
-    ended = next((event for event in told if event["type"] in ("finished", "failed")), None)
+    ended = ending_of(told)
     if ended and now - _time(ended["time"]) > _SILENT_FOR:
         return "its attempt has ended, and it has not ended itself"
     watch = read_lease(store, f"{entry.prefix}/watch.json")
