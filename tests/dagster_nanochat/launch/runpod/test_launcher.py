@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +14,12 @@ import dagster as dg
 import psutil
 import pytest
 from emulators.hub.client import running_hub
-from emulators.runpod import Emulator, Image, Settings, find_spec, serve
-from standins import nvidia_smi, s3, webhook_receiver
+from emulators.runpod import Emulator, find_spec
+from standins import s3, webhook_receiver
+from standins.runpod_account import IMAGE, account
 from standins.runs import Run, ready_project, state_of
 from standins.waiting import wait_for
 
-from dagster_nanochat.launch.base import Patience
 from nanochat.attempts import attempts
 from nanochat.data.hub import HubRepo
 from nanochat.data.shards import read_record
@@ -34,7 +33,6 @@ pytestmark = [
     pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed"),
     pytest.mark.skipif(find_spec() is None, reason="RunPod's OpenAPI file is not there"),
 ]
-IMAGE = "registry.example/nanochat-training@sha256:" + "ab" * 32
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +53,14 @@ def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """An account with its secrets; at the end nothing of it runs, and all it charged is in the ledger."""
-    from dagster_nanochat.launch.runpod import launcher
-
-    bin = nvidia_smi.write(tmp_path / "bin")
-    image = Image(environment={"PATH": os.pathsep.join([str(bin), *_path()])})
     before = {entry.token for entry in entries(project.store)}
-    with serve(state_dir=tmp_path / "runpod", images={"*": image}, settings=Settings()) as emulator:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            emulator.set_secret(name, os.environ[name])
-        monkeypatch.setenv("NANOCHAT_LAUNCHER", "runpod")
-        monkeypatch.setenv("RUNPOD_API_URL", emulator.url)
-        monkeypatch.setenv("RUNPOD_API_KEY", emulator.api_key)
-        monkeypatch.setattr(launcher, "_LOOK_EVERY_S", 1.0)
-        monkeypatch.setattr(launcher, "_LIST_EVERY_S", 0.2)
-        monkeypatch.setattr(launcher, "PATIENCE", Patience(ready_s=60.0, silent_s=20.0, capacity_s=30.0))
+    with account(tmp_path, monkeypatch, silent_s=20.0) as emulator:
         yield emulator
         assert emulator.violations == []
         assert [pod.id for pod in emulator.pods() if pod.deleted_at is None] == []
         charged = sum(pod.charged_usd for pod in emulator.pods() if "NANOCHAT_JOB" in pod.env)
         accounted = sum(entry.dollars() for entry in entries(project.store) if entry.token not in before)
         assert accounted >= charged
-
-
-def _path() -> list[str]:
-    return [str(Path(sys.executable).parent), os.environ["PATH"]]
 
 
 def test_a_stage_is_trained_on_a_pod_that_is_gone_afterwards(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from emulators.runpod import Emulator, Image, find_spec, serve
-from standins import nvidia_smi, s3, s3_faults
+from emulators.runpod import Emulator, find_spec
+from standins import s3, s3_faults
+from standins.runpod_account import IMAGE, account
 from standins.runs import Run, ready_project, state_of
 from standins.waiting import wait_for
 
-from dagster_nanochat.launch.base import Patience
 from nanochat.attempts import attempts, read_events
 from nanochat.store.ledger import entries
 from nanochat.store.receipts import read_receipt
@@ -26,7 +25,6 @@ pytestmark = [
     pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed"),
     pytest.mark.skipif(find_spec() is None, reason="RunPod's OpenAPI file is not there"),
 ]
-IMAGE = "registry.example/nanochat-training@sha256:" + "ab" * 32
 CREATE = "POST /v2/pods$"
 
 
@@ -65,19 +63,7 @@ def runpod(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Emulator]:
     """An account whose pods reach the store each in its own way."""
-    from dagster_nanochat.launch.runpod import launcher
-
-    programs = [str(nvidia_smi.write(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"]]
-    image = Image(environment={"PATH": os.pathsep.join(programs)})
-    with serve(state_dir=tmp_path / "runpod", images={"*": image}, network=network) as emulator:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            emulator.set_secret(name, os.environ[name])
-        monkeypatch.setenv("NANOCHAT_LAUNCHER", "runpod")
-        monkeypatch.setenv("RUNPOD_API_URL", emulator.url)
-        monkeypatch.setenv("RUNPOD_API_KEY", emulator.api_key)
-        monkeypatch.setattr(launcher, "_LOOK_EVERY_S", 1.0)
-        monkeypatch.setattr(launcher, "_LIST_EVERY_S", 0.2)
-        monkeypatch.setattr(launcher, "PATIENCE", Patience(ready_s=60.0, silent_s=12.0, capacity_s=30.0))
+    with account(tmp_path, monkeypatch, silent_s=12.0, network=network) as emulator:
         yield emulator
 
 
