@@ -23,7 +23,7 @@ fn words() -> Counts {
     let paths: Vec<PathBuf> = std::env::split_paths(&paths).collect();
     let (_, counts) =
         counts_file::add_up(&paths, 1, &AtomicBool::new(false)).expect("BPE_COUNTS names counts files");
-    counts.by_frequency().map(|(word, count)| (word.into(), count)).collect()
+    counts.iter().map(|(word, count)| (word.into(), count)).collect()
 }
 
 /// Words of syllables; the n-th most frequent one has an n-th of the count.

@@ -1,7 +1,5 @@
 //! The result of counting: words and how often they occur.
 
-use std::cmp::Reverse;
-
 use rayon::prelude::*;
 
 use super::table::{ShortTable, ShortWord, Table};
@@ -43,14 +41,6 @@ impl WordCounts {
     /// Words and counts in the order of the words' bytes.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], u64)> {
         (0..self.len()).map(|at| self.get(at))
-    }
-
-    /// Words and counts, the most frequent word first; words of equal counts in the order of their bytes.
-    pub fn by_frequency(&self) -> impl ExactSizeIterator<Item = (&[u8], u64)> {
-        let mut order: Vec<(Reverse<u64>, usize)> =
-            self.counts.iter().enumerate().map(|(at, count)| (Reverse(*count), at)).collect();
-        order.par_sort_unstable();
-        order.into_iter().map(|(Reverse(count), at)| (self.word(at), count))
     }
 
     /// Append a word that follows all others in the order of bytes.
@@ -176,13 +166,6 @@ mod tests {
         ];
         assert_eq!(counts.iter().collect::<Vec<_>>(), expected);
         assert_eq!(counts, expected.into_iter().rev().collect());
-    }
-
-    #[test]
-    fn the_most_frequent_word_comes_first_and_equal_ones_in_the_order_of_bytes() {
-        let counts: WordCounts = [("b", 2), ("a", 2), ("c", 7), ("d", 1)].into_iter().collect();
-        let order: Vec<(&[u8], u64)> = counts.by_frequency().collect();
-        assert_eq!(order, [(b"c".as_slice(), 7), (b"a", 2), (b"b", 2), (b"d", 1)]);
     }
 
     #[test]
