@@ -133,18 +133,10 @@ def _train_stage(
     if found:
         return found
     request = Request.of(recipe.hardware)
-    work = plan_stage(recipe, stage, states, store, flops_per_s=1.0)
+    work = plan_stage(recipe, stage, states, store)
     offers = with_capacity(context, launcher, what, lambda: launcher.offers(request, work.flops))
     best = offers[0]
-    plan = plan_stage(
-        recipe,
-        stage,
-        states,
-        store,
-        flops_per_s=best.flops_per_s,
-        usd_per_h=best.price_usd_per_h,
-        start_h=best.start_h,
-    )
+    plan = best.priced(work)
     check_estimate(context, config, recipe, plan, best, cap_usd(context, config, store, recipe))
     require_upstream(before, states, recipe.name)
     warn_of_store(context, store)

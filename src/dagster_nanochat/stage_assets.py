@@ -54,7 +54,7 @@ def _plan_result(
     states = resolve(recipe, opened)
     if stage not in states:
         return switched_off(context, stage, recipe.name)
-    work = plan_stage(recipe, stage, states, opened, flops_per_s=1.0)
+    work = plan_stage(recipe, stage, states, opened)
     try:
         offers = launcher.create(opened, hardware=recipe.hardware).offers(
             Request.of(recipe.hardware), work.flops
@@ -62,15 +62,7 @@ def _plan_result(
     except AttemptFailed as error:
         raise dg.Failure(f"{stage} of {recipe.name}: {error}", allow_retries=False) from error
     best = offers[0]
-    plan = plan_stage(
-        recipe,
-        stage,
-        states,
-        opened,
-        flops_per_s=best.flops_per_s,
-        usd_per_h=best.price_usd_per_h,
-        start_h=best.start_h,
-    )
+    plan = best.priced(work)
     hours = "?" if plan.hours is None else f"{plan.hours:.2f} h"
     context.log.info(f"{stage}: plan: {plan.steps} steps, {plan.tokens or 0:,} tokens, about {hours}")
     shown = {

@@ -114,18 +114,18 @@ def plan_stage(
     states: Mapping[str, StageState],
     store: ObjectStore,
     *,
-    flops_per_s: float,
+    flops_per_s: float | None = None,
     usd_per_h: float = 0.0,
-    start_h: float = 0.0,
 ) -> StagePlan:
-    """The plan of one stage on a machine that trains at `flops_per_s`, `start_h` after it is had."""
+    """The plan of one stage; its hours and dollars are those of a machine that trains at `flops_per_s`,
+    where that is given."""
     state = states[stage]
     steps, tokens, estimated = _work(recipe, stage, states, store)
     flops = hours = None
     memory = disk = None
     if tokens is not None:
         flops = float(tokens) * costs.flops_per_token(recipe.model, recipe.tokenizer.vocab_size)
-        hours = start_h + flops / flops_per_s / 3600
+        hours = None if flops_per_s is None else flops / flops_per_s / 3600
         memory = costs.training_memory_bytes(
             recipe.model, recipe.tokenizer.vocab_size, recipe.hardware.device_batch_rows
         )

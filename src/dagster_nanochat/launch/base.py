@@ -7,6 +7,7 @@ import os
 from typing import Protocol
 
 from nanochat.failures import AttemptFailed, Failure
+from nanochat.plan import StagePlan
 from nanochat.recipes import Hardware
 from nanochat.training.job import JobHardware, Rented, TrainingJob
 
@@ -53,6 +54,12 @@ class Offer:
 
     def dollars(self, flops: float) -> float:
         return self.hours(flops) * self.price_usd_per_h
+
+    def priced(self, work: StagePlan) -> StagePlan:
+        """The plan with what it takes on this machine."""
+        if work.flops is None:
+            return work
+        return work.model_copy(update={"hours": self.hours(work.flops), "dollars": self.dollars(work.flops)})
 
     def row(self, flops: float | None) -> dict[str, str | float | None]:
         """As a line of a table: what `flops` would take."""
