@@ -329,6 +329,8 @@ class Bench:
         result = {
             "RAYON_NUM_THREADS": str(threads),
             "OMP_NUM_THREADS": str(threads),
+            # numpy comes along with pyarrow, and its threads would spin at the start of what is timed.
+            "OPENBLAS_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         }
         if library in OTHERS:

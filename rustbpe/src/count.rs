@@ -106,7 +106,7 @@ impl Counter {
         let worker = |worker: Mutex<Worker>| worker.into_inner().expect("no thread has panicked");
         let tables = self.workers.into_iter().map(|one| worker(one).table).collect();
         let counts = WordCounts::from_tables(tables);
-        let words = counts.iter().map(|(_, count)| count).sum();
+        let words = counts.total();
         (counts, Totals { words, ..totals })
     }
 

@@ -7,7 +7,7 @@
 //! pattern, text column, sha256 of the input: each u32 length, then UTF-8
 //! document cap, cap on all characters: each u8 (0 none, 1 some), then u64 where some
 //! rows, characters, bytes, words, unique words: u64
-//! one zstd frame, in it unique words times, in the order of their bytes:
+//! zstd frames, in them unique words times, in the order of their bytes:
 //!     bytes shared with the word before, bytes that follow, those bytes, count (numbers as LEB128)
 //! FNV-1a of everything before: u64
 //! ```
@@ -20,7 +20,10 @@ mod records;
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::count::{Limits, Totals, WordCounts};
@@ -37,6 +40,9 @@ const LEVEL: i32 = 3;
 /// log2 of the bytes that a decompressor keeps. Words that are alike lie side by side, so that more
 /// would gain little; and to add up files takes this memory for every one of them at once.
 const WINDOW_LOG: u32 = 18;
+
+/// Words of a frame: frames are compressed side by side, and lose little by it.
+const FRAME_WORDS: usize = 1 << 15;
 
 /// What was counted, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,20 +80,30 @@ pub fn write(path: &Path, header: &Header, counts: &WordCounts) -> Result<(), Er
 }
 
 fn put_all(file: File, header: &Header, counts: &WordCounts) -> io::Result<File> {
+    // Without words there is an empty frame: a decompressor wants one.
+    let frames = (0..counts.len().max(1)).into_par_iter().step_by(FRAME_WORDS);
+    let frames = frames.map(|start| frame(counts, start..counts.len().min(start + FRAME_WORDS)));
+    let frames = frames.collect::<io::Result<Vec<_>>>()?;
     let mut output = Hashing { inner: BufWriter::new(file), hash: Fnv::default() };
     put_header(&mut output, header, counts.len() as u64)?;
-    let mut compressor = BufWriter::new(compressor(output)?);
-    records::put(&mut compressor, counts)?;
-    let output = compressor.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
+    frames.iter().try_for_each(|frame| output.write_all(frame))?;
     let Hashing { inner: mut output, hash } = output;
     output.write_all(&hash.0.to_le_bytes())?;
     output.into_inner().map_err(io::IntoInnerError::into_error)
 }
 
-fn compressor<W: Write>(output: W) -> io::Result<zstd::Encoder<'static, W>> {
-    let mut compressor = zstd::Encoder::new(output, LEVEL)?;
+/// Words by their numbers, compressed.
+fn frame(counts: &WordCounts, range: Range<usize>) -> io::Result<Vec<u8>> {
+    let mut words = Vec::new();
+    records::put(&mut words, counts, range);
+    compressed(&words)
+}
+
+/// One frame of zstd.
+fn compressed(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
     compressor.window_log(WINDOW_LOG)?;
-    Ok(compressor)
+    compressor.compress(bytes)
 }
 
 fn put_header(output: &mut impl Write, header: &Header, unique_words: u64) -> io::Result<()> {
@@ -318,6 +334,16 @@ mod tests {
         let words: Vec<String> = [0, 1, 15, 16, 17, 1000, 300_000].map(|length| "é".repeat(length)).into();
         let expected: Vec<(String, u64)> = words.into_iter().zip(1..).collect();
         write(&path, &header("p"), &expected.iter().cloned().collect()).unwrap();
+        assert_eq!(read(&path), expected);
+    }
+
+    #[test]
+    fn words_of_several_frames_come_back() {
+        let path = folder("frames").join("a.counts");
+        let mut expected: Vec<(String, u64)> =
+            (0..3 * FRAME_WORDS + 1).map(|number| (format!("word {number}"), number as u64)).collect();
+        write(&path, &header("p"), &expected.iter().cloned().collect()).unwrap();
+        expected.sort_unstable();
         assert_eq!(read(&path), expected);
     }
 

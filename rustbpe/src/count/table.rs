@@ -133,10 +133,10 @@ impl ShortTable {
         self.waits = 0;
     }
 
-    /// Double the table until `more` words leave half of it free.
+    /// Double the table until `more` words leave a quarter of it free.
     fn make_room(&mut self, more: usize) {
         let mut length = self.slots.len();
-        while (self.used + more) * 2 > length {
+        while (self.used + more) * 4 > length * 3 {
             length *= 2;
         }
         if length > self.slots.len() {
@@ -149,14 +149,20 @@ impl ShortTable {
         }
     }
 
-    /// Every word once, with its count.
-    pub fn into_counts(mut self) -> impl Iterator<Item = (ShortWord, u64)> {
+    /// What was counted.
+    pub fn into_counts(mut self) -> ShortCounts {
         self.flush();
-        let slots = self.slots;
-        (0..slots.len())
-            .map(move |at| slots[at])
-            .filter(|slot| slot.count > 0)
-            .map(|slot| (slot.word, slot.count))
+        ShortCounts(self.slots)
+    }
+}
+
+/// The words of a table that takes no more.
+pub struct ShortCounts(ZeroedArray<Slot>);
+
+impl ShortCounts {
+    /// Every word once, with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (ShortWord, u64)> {
+        self.0.iter().filter(|slot| slot.count > 0).map(|slot| (slot.word, slot.count))
     }
 }
 
@@ -263,7 +269,8 @@ mod tests {
     fn counts(table: Table) -> BTreeMap<Vec<u8>, u64> {
         let long: Vec<_> = table.long.counts().map(|(word, count)| (word.to_vec(), count)).collect();
         let mut all = BTreeMap::new();
-        let short = table.short.into_counts().map(|(word, count)| {
+        let short = table.short.into_counts();
+        let short = short.iter().map(|(word, count)| {
             let (bytes, length) = word.bytes();
             (bytes[..length].to_vec(), count)
         });

@@ -1,8 +1,18 @@
 //! The result of counting: words and how often they occur.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::table::{ShortTable, ShortWord, Table};
+
+/// What the first two bytes of a word may be.
+const BEGINNINGS: usize = 1 << 16;
+
+const PARTS_PER_THREAD: usize = 4;
+
+/// Bytes of a word in most languages.
+const MEAN_BYTES: usize = 8;
 
 /// How often each word occurs. Every word is there once, in the order of the words' bytes, so equal
 /// counts are equal in memory too. A word takes its bytes and 16 more.
@@ -38,6 +48,11 @@ impl WordCounts {
         if low < self.len() && self.word(low) == word { self.counts[low] } else { 0 }
     }
 
+    /// All counts together.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
     /// Words and counts in the order of the words' bytes.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], u64)> {
         (0..self.len()).map(|at| self.get(at))
@@ -63,35 +78,35 @@ impl WordCounts {
 
     /// Add up tables.
     pub(super) fn from_tables(tables: Vec<Table>) -> Self {
-        let (short_tables, long_tables): (Vec<_>, Vec<_>) =
+        let (short, long): (Vec<_>, Vec<_>) =
             tables.into_iter().map(|table| (table.short, table.long)).unzip();
-        let ranks =
-            |table: ShortTable| table.into_counts().map(|(word, count)| (word.rank(), count)).collect();
-        let short = sorted(short_tables.into_par_iter().map(ranks).collect());
-        let mut long: Vec<(&[u8], u64)> = long_tables.iter().flat_map(|table| table.counts()).collect();
+        let short: Vec<Laid> = short.into_par_iter().map(Laid::new).collect();
+        let mut long: Vec<(&[u8], u64)> = long.iter().flat_map(|table| table.counts()).collect();
         long.par_sort_unstable();
+        // A part for each thread and some more, as not all take equally long.
+        let parts = ranges(&short, PARTS_PER_THREAD * rayon::current_num_threads());
+        let parts: Vec<Self> =
+            parts.into_par_iter().map(|beginnings| part(&short, &long, beginnings)).collect();
+        Self::joined(&parts)
+    }
 
+    /// Counts whose words follow each other.
+    fn joined(parts: &[Self]) -> Self {
         let mut all = Self::default();
-        all.reserve(short.len() + long.len());
-        let mut long = sums(&long).peekable();
-        for (rank, count) in sums(&short) {
-            let (bytes, length) = ShortWord::from_rank(rank).bytes();
-            let word = &bytes[..length];
-            while let Some((word, count)) = long.next_if(|(long_word, _)| *long_word < word) {
-                all.push(word, count);
-            }
-            all.push(word, count);
-        }
-        for (word, count) in long {
-            all.push(word, count);
+        all.reserve(parts.iter().map(Self::len).sum(), parts.iter().map(|part| part.bytes.len()).sum());
+        for part in parts {
+            let start = all.bytes.len();
+            all.bytes.extend_from_slice(&part.bytes);
+            all.ends.extend(part.ends.iter().map(|end| start + end));
+            all.counts.extend_from_slice(&part.counts);
         }
         all
     }
 
-    fn reserve(&mut self, words: usize) {
+    fn reserve(&mut self, words: usize, bytes: usize) {
         self.ends.reserve(words);
         self.counts.reserve(words);
-        self.bytes.reserve(8 * words); // the mean length in most languages
+        self.bytes.reserve(bytes);
     }
 }
 
@@ -108,24 +123,87 @@ impl<W: AsRef<[u8]>> FromIterator<(W, u64)> for WordCounts {
     }
 }
 
-/// Words by their ranks, in their order. First they are laid out by their first two bytes, which is less
-/// work than to compare them all, then the threads share what begins alike.
-fn sorted(lists: Vec<Vec<(u128, u64)>>) -> Vec<(u128, u64)> {
-    let beginning = |(rank, _): &(u128, u64)| (rank >> 112) as usize;
-    let mut places = vec![0; 1 << 16];
-    lists.iter().flatten().for_each(|word| places[beginning(word)] += 1);
-    let mut total = 0;
-    for place in &mut places {
-        total += std::mem::replace(place, total);
+/// What a rank begins with: the first two bytes of its word, zeros behind a shorter one.
+fn beginning(rank: u128) -> usize {
+    (rank >> 112) as usize
+}
+
+/// The short words of a table by what they begin with, which is less work than to compare them all. Those
+/// that begin alike lie side by side, in any order.
+struct Laid {
+    words: Vec<(u128, u64)>,
+    /// Where the words of each beginning start, and behind the last.
+    starts: Vec<usize>,
+}
+
+impl Laid {
+    fn new(table: ShortTable) -> Self {
+        let slots = table.into_counts();
+        let mut starts = vec![0; BEGINNINGS + 1];
+        let words = || slots.iter().map(|(word, count)| (word.rank(), count));
+        words().for_each(|(rank, _)| starts[beginning(rank) + 1] += 1);
+        for at in 1..starts.len() {
+            starts[at] += starts[at - 1];
+        }
+        let mut places = starts.clone();
+        let mut laid = vec![(0, 0); starts[BEGINNINGS]];
+        for (rank, count) in words() {
+            let place = &mut places[beginning(rank)];
+            laid[*place] = (rank, count);
+            *place += 1;
+        }
+        Self { words: laid, starts }
     }
-    let mut all = vec![(0, 0); total];
-    for word in lists.into_iter().flatten() {
-        let place = &mut places[beginning(&word)];
-        all[*place] = word;
-        *place += 1;
+
+    fn beginning_with(&self, beginnings: Range<usize>) -> &[(u128, u64)] {
+        &self.words[self.starts[beginnings.start]..self.starts[beginnings.end]]
     }
-    let alike: Vec<_> = all.chunk_by_mut(|left, right| beginning(left) == beginning(right)).collect();
-    alike.into_par_iter().for_each(|words| words.sort_unstable_by_key(|(rank, _)| *rank));
+}
+
+/// All beginnings in up to `most` ranges of about as many words.
+fn ranges(lists: &[Laid], most: usize) -> Vec<Range<usize>> {
+    let before = |beginning: usize| lists.iter().map(|list| list.starts[beginning]).sum::<usize>();
+    let share = before(BEGINNINGS).div_ceil(most).max(1);
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    for end in 1..=BEGINNINGS {
+        if end == BEGINNINGS || before(end) - before(start) >= share {
+            ranges.push(start..end);
+            start = end;
+        }
+    }
+    ranges
+}
+
+/// The words that begin so, in their order. Of the sorted `long` words too.
+fn part(lists: &[Laid], long: &[(&[u8], u64)], beginnings: Range<usize>) -> WordCounts {
+    // Long words have no zeros behind: their first two bytes are what they begin with.
+    let before = |beginning: usize| {
+        long.partition_point(|(word, _)| usize::from(word[0]) << 8 | usize::from(word[1]) < beginning)
+    };
+    let mut long = sums(&long[before(beginnings.start)..before(beginnings.end)]).peekable();
+    let mut all = WordCounts::default();
+    let words = lists.iter().map(|list| list.beginning_with(beginnings.clone()).len()).sum();
+    all.reserve(words, MEAN_BYTES * words);
+    let mut alike = Vec::new();
+    for beginning in beginnings {
+        alike.clear();
+        for list in lists {
+            alike.extend_from_slice(list.beginning_with(beginning..beginning + 1));
+        }
+        alike.sort_unstable_by_key(|(rank, _)| *rank);
+        for (rank, count) in sums(&alike) {
+            let (bytes, length) = ShortWord::from_rank(rank).bytes();
+            let word = &bytes[..length];
+            while let Some((word, count)) = long.next_if(|(long_word, _)| *long_word < word) {
+                all.push(word, count);
+            }
+            all.push(word, count);
+        }
+    }
+    for (word, count) in long {
+        all.push(word, count);
+    }
     all
 }
 

@@ -1,7 +1,7 @@
 //! The words of a counts file, one after another.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -13,31 +13,26 @@ use crate::count::WordCounts;
 /// Bytes that are read from a file at a time, and decompressed at a time.
 const BUFFER: usize = 64 << 10;
 
-/// Append the words and their counts, front-coded.
-pub fn put(output: &mut impl Write, counts: &WordCounts) -> io::Result<()> {
-    let mut previous: &[u8] = &[];
-    for (word, count) in counts.iter() {
+/// Append the words number `range` and their counts, front-coded.
+pub fn put(output: &mut Vec<u8>, counts: &WordCounts, range: Range<usize>) {
+    let mut previous: &[u8] = range.start.checked_sub(1).map_or(&[], |before| counts.get(before).0);
+    for (word, count) in range.map(|at| counts.get(at)) {
         let shared = previous.iter().zip(word).take_while(|(left, right)| left == right).count();
-        put_number(output, shared as u64)?;
-        put_number(output, (word.len() - shared) as u64)?;
-        output.write_all(&word[shared..])?;
-        put_number(output, count)?;
+        put_number(output, shared as u64);
+        put_number(output, (word.len() - shared) as u64);
+        output.extend_from_slice(&word[shared..]);
+        put_number(output, count);
         previous = word;
     }
-    Ok(())
 }
 
 /// As LEB128.
-fn put_number(output: &mut impl Write, mut number: u64) -> io::Result<()> {
-    let mut bytes = [0; 10];
-    let mut length = 0;
+fn put_number(output: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
-        bytes[length] = number as u8 | 0x80;
+        output.push(number as u8 | 0x80);
         number >>= 7;
-        length += 1;
     }
-    bytes[length] = number as u8;
-    output.write_all(&bytes[..=length])
+    output.push(number as u8);
 }
 
 /// Reads words and counts in the order of the words' bytes, with little memory whatever the file's size.
@@ -154,15 +149,13 @@ impl Read for Part {
 
 #[cfg(test)]
 mod tests {
-    use super::super::compressor;
+    use super::super::compressed;
     use super::*;
 
     /// What reading says of a file that holds only these records.
     fn read(name: &str, records: &[u8], words: u64) -> Result<Vec<u64>, Error> {
         let path = std::env::temp_dir().join(format!("rustbpe-records-{name}-{}", std::process::id()));
-        let mut compressor = compressor(Vec::new()).unwrap();
-        compressor.write_all(records).unwrap();
-        let compressed = compressor.finish().unwrap();
+        let compressed = compressed(records).unwrap();
         std::fs::write(&path, &compressed).unwrap();
         let mut records = Records::new(path, 0..compressed.len() as u64, words).unwrap();
         let mut counts = Vec::new();
