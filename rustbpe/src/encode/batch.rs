@@ -1,9 +1,7 @@
 //! Many texts, on many threads.
 
-use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use super::{Encoder, Vocabulary};
@@ -40,9 +38,14 @@ impl Encoders {
         result
     }
 
-    /// The ids of each text, on up to `threads` threads.
-    pub fn each<S: AsRef<str> + Sync>(&self, texts: &[S], threads: usize) -> Result<Vec<Vec<u32>>, Error> {
-        let parts = self.in_parts(texts, threads, |encoder, texts| {
+    /// The ids of each text, on up to `threads` threads. `last` as in `in_parts`.
+    pub fn each<S: AsRef<str> + Send, E: From<Error>>(
+        &self,
+        texts: impl Iterator<Item = Result<S, E>>,
+        threads: usize,
+        last: impl FnOnce(&mut (dyn FnMut() + Send)),
+    ) -> Result<Vec<Vec<u32>>, E> {
+        let parts = self.in_parts(texts, threads, last, |encoder, texts| {
             let ids_of = |text: &S| {
                 let mut ids = Vec::new();
                 encoder.encode(text.as_ref(), &mut ids).map(|()| ids)
@@ -52,14 +55,16 @@ impl Encoders {
         Ok(parts.into_iter().flatten().collect())
     }
 
-    /// The ids of all texts one after another, in parts; `first` before those of each text.
-    pub fn joined<S: AsRef<str> + Sync>(
+    /// The ids of all texts one after another, in parts; `first` before those of each text. `last` as in
+    /// `in_parts`.
+    pub fn joined<S: AsRef<str> + Send, E: From<Error>>(
         &self,
-        texts: &[S],
+        texts: impl Iterator<Item = Result<S, E>>,
         first: Option<u32>,
         threads: usize,
-    ) -> Result<Vec<Vec<u32>>, Error> {
-        self.in_parts(texts, threads, |encoder, texts| {
+        last: impl FnOnce(&mut (dyn FnMut() + Send)),
+    ) -> Result<Vec<Vec<u32>>, E> {
+        self.in_parts(texts, threads, last, |encoder, texts| {
             let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
             let mut ids = Vec::with_capacity(bytes / BYTES_A_TOKEN);
             for text in texts {
@@ -70,56 +75,70 @@ impl Encoders {
         })
     }
 
-    /// `work` on parts of `texts`, in their order.
-    fn in_parts<S: AsRef<str> + Sync, T: Send>(
+    /// `work` on parts of `texts`, in their order. Other threads begin while this one still takes texts.
+    /// When it has all of them, `last` is called with this thread's share of the work, which it has to do.
+    fn in_parts<S: AsRef<str> + Send, T: Send, E: From<Error>>(
         &self,
-        texts: &[S],
+        texts: impl Iterator<Item = Result<S, E>>,
         threads: usize,
+        last: impl FnOnce(&mut (dyn FnMut() + Send)),
         work: impl Fn(&mut Encoder, &[S]) -> Result<T, Error> + Sync,
-    ) -> Result<Vec<T>, Error> {
-        let parts = parts(texts);
-        let next = AtomicUsize::new(0);
+    ) -> Result<Vec<T>, E> {
+        let (sender, receiver) = mpsc::channel::<(usize, Vec<S>)>();
+        let receiver = Mutex::new(receiver);
+        let next = || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
         let take_parts = || {
             self.with(|encoder| {
                 let mut done = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(part) = parts.get(number) else {
-                        return Ok(done);
-                    };
-                    done.push((number, work(encoder, &texts[part.clone()])?));
+                while let Some((number, texts)) = next() {
+                    let result = work(encoder, &texts)?;
+                    done.push((number, texts, result));
                 }
+                Ok(done)
             })
         };
-        let others = threads.min(parts.len()).saturating_sub(1);
         let outcomes = thread::scope(|scope| {
-            let others: Vec<_> = (0..others).map(|_| scope.spawn(take_parts)).collect();
-            let own = take_parts();
+            let sender = sender; // goes however this is left, so that the others come to an end
+            let mut others = Vec::new();
+            for (number, part) in Parts(texts).enumerate() {
+                if number > 0 && others.len() + 1 < threads {
+                    others.push(scope.spawn(take_parts));
+                }
+                sender.send((number, part?)).expect("the receiver is kept");
+            }
+            drop(sender);
+            let mut own = None;
+            last(&mut || own = Some(take_parts()));
             let joined =
                 others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            [own].into_iter().chain(joined).collect::<Result<Vec<_>, Error>>()
+            own.into_iter().chain(joined).collect::<Result<Vec<_>, Error>>().map_err(E::from)
         })?;
-        let mut done: Vec<(usize, T)> = outcomes.into_iter().flatten().collect();
-        done.sort_unstable_by_key(|(number, _)| *number);
-        Ok(done.into_iter().map(|(_, result)| result).collect())
+        let mut done: Vec<_> = outcomes.into_iter().flatten().collect();
+        done.sort_unstable_by_key(|(number, _, _)| *number);
+        Ok(done.into_iter().map(|(_, _, result)| result).collect())
     }
 }
 
 /// Texts in a row, TASK_BYTES together or one that is longer.
-fn parts<S: AsRef<str>>(texts: &[S]) -> Vec<Range<usize>> {
-    let mut parts = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (end, text) in texts.iter().enumerate() {
-        if bytes >= TASK_BYTES {
-            parts.push(start..end);
-            (start, bytes) = (end, 0);
+struct Parts<I>(I);
+
+impl<S: AsRef<str>, E, I: Iterator<Item = Result<S, E>>> Iterator for Parts<I> {
+    type Item = Result<Vec<S>, E>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while bytes < TASK_BYTES {
+            match self.0.next() {
+                Some(Ok(text)) => {
+                    bytes += text.as_ref().len();
+                    part.push(text);
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => break,
+            }
         }
-        bytes += text.as_ref().len();
+        (!part.is_empty()).then_some(Ok(part))
     }
-    if start < texts.len() {
-        parts.push(start..texts.len());
-    }
-    parts
 }
 
 #[cfg(test)]
@@ -130,33 +149,53 @@ mod tests {
         Encoders::new(Arc::new(Vocabulary::from_merges(&[(97, 98)])), pattern)
     }
 
+    fn given(texts: &[String]) -> impl Iterator<Item = Result<&str, Error>> {
+        texts.iter().map(|text| Ok(&**text))
+    }
+
     #[test]
     fn any_number_of_threads_gives_the_same_in_order() {
         let encoders = encoders(r"\S+|\s+");
         let texts: Vec<String> =
             (0..300).map(|number| format!("{number} ab").repeat(number * 7 % 500)).collect();
-        let expected = encoders.each(&texts, 1).unwrap();
+        let expected = encoders.each(given(&texts), 1, |work| work()).unwrap();
         assert_eq!(expected.len(), 300);
         for threads in [0, 2, 3, 50] {
-            assert_eq!(encoders.each(&texts, threads).unwrap(), expected);
-            let joined = encoders.joined(&texts, Some(7), threads).unwrap().concat();
+            assert_eq!(encoders.each(given(&texts), threads, |work| work()).unwrap(), expected);
+            let joined = encoders.joined(given(&texts), Some(7), threads, |work| work()).unwrap().concat();
             let wanted: Vec<u32> = expected.iter().flat_map(|ids| [&[7], &**ids].concat()).collect();
             assert_eq!(joined, wanted);
         }
-        assert!(encoders.each(&[""; 0], 2).unwrap().is_empty());
+        assert!(encoders.each(given(&[]), 2, |work| work()).unwrap().is_empty());
     }
 
     #[test]
     fn parts_hold_every_text_once() {
         let texts = ["x".repeat(TASK_BYTES * 3), "y".to_owned(), "z".repeat(TASK_BYTES), String::new()];
-        assert_eq!(parts(&texts), [0..1, 1..3, 3..4]);
+        let lengths: Vec<usize> = Parts(given(&texts)).map(|part| part.unwrap().len()).collect();
+        assert_eq!(lengths, [1, 2, 1]);
     }
 
     #[test]
     fn a_failing_text_fails_the_batch() {
         let encoders = encoders(r"\S+|\s*[\r\n]|\s+(?!\S)|\s+");
-        let bad = format!("{}x", " ".repeat(1_500_000));
-        assert!(encoders.each(&["fine", &bad, "fine"], 2).is_err());
-        assert_eq!(encoders.each(&["ab"], 2).unwrap(), [[256]]);
+        let bad = ["fine".to_owned(), format!("{}x", " ".repeat(1_500_000)), "fine".to_owned()];
+        assert!(encoders.each(given(&bad), 2, |work| work()).is_err());
+        let good = ["ab".to_owned()];
+        assert_eq!(encoders.each(given(&good), 2, |work| work()).unwrap(), [[256]]);
+    }
+
+    #[test]
+    fn a_text_that_does_not_come_ends_the_batch() {
+        let encoders = encoders(r"\S+|\s+");
+        let text = "ab ".repeat(TASK_BYTES);
+        for before in [0, 1, 5] {
+            let texts = (0..=before).map(|number| match number == before {
+                true => Err(Error::Invalid("no text".to_owned())),
+                false => Ok(&*text),
+            });
+            let error = encoders.each(texts, 3, |work| work()).unwrap_err();
+            assert_eq!(error.to_string(), "no text");
+        }
     }
 }

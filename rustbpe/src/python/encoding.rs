@@ -1,6 +1,7 @@
 //! Encoding, decoding, special tokens and the formats of others, for Python.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -128,11 +129,11 @@ impl Tokenizer {
         texts: &Bound<'py, PyAny>,
         threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let texts = texts_of(texts)?;
+        let mut texts = texts_of(texts)?.peekable();
         let threads = threads_of(threads)?;
         let lists = PyList::empty(py);
-        for wave in waves(&texts) {
-            for ids in py.detach(|| self.encoders.each(wave, threads))? {
+        while texts.peek().is_some() {
+            for ids in self.encoders.each(wave(&mut texts), threads, |work| py.detach(work))? {
                 lists.append(list_of(py, &ids)?)?;
             }
             py.check_signals()?;
@@ -258,14 +259,15 @@ impl Tokenizer {
         bos: Option<u32>,
         threads: Option<usize>,
     ) -> PyResult<Vec<Vec<u32>>> {
-        let texts = match texts.cast::<PyString>() {
-            Ok(text) => vec![unicode(text)?],
-            Err(_) => texts_of(texts)?,
+        let texts: Box<dyn Iterator<Item = _>> = match texts.cast::<PyString>() {
+            Ok(text) => Box::new(iter::once(unicode(text))),
+            Err(_) => Box::new(texts_of(texts)?),
         };
+        let mut texts = texts.peekable();
         let threads = threads_of(threads)?;
         let mut parts = Vec::new();
-        for wave in waves(&texts) {
-            parts.extend(py.detach(|| self.encoders.joined(wave, bos, threads))?);
+        while texts.peek().is_some() {
+            parts.extend(self.encoders.joined(wave(&mut texts), bos, threads, |work| py.detach(work))?);
             py.check_signals()?;
         }
         Ok(parts)
@@ -379,7 +381,9 @@ fn threads_of(threads: Option<usize>) -> PyResult<usize> {
     }
 }
 
-fn texts_of(texts: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
+fn texts_of<'py>(
+    texts: &Bound<'py, PyAny>,
+) -> PyResult<impl Iterator<Item = PyResult<PyBackedStr>> + use<'py>> {
     if texts.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err("texts must be several strings, not one"));
     }
@@ -390,7 +394,7 @@ fn texts_of(texts: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedStr>> {
         })?;
         unicode(text)
     };
-    texts.try_iter()?.enumerate().map(text_of).collect()
+    Ok(texts.try_iter()?.enumerate().map(text_of))
 }
 
 /// A string as UTF-8. Half a surrogate pair, which has no UTF-8, becomes U+FFFD, as tiktoken has it.
@@ -404,17 +408,14 @@ fn unicode(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
     }
 }
 
-/// Texts in a row, WAVE_BYTES together or one that is longer.
-fn waves(texts: &[PyBackedStr]) -> impl Iterator<Item = &[PyBackedStr]> {
-    let mut rest = texts;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let full = rest.iter().position(|text| {
-            bytes += text.len();
-            bytes >= WAVE_BYTES
-        });
-        let (wave, after) = rest.split_at(full.map_or(rest.len(), |last| last + 1));
-        rest = after;
-        (!wave.is_empty()).then_some(wave)
+/// The next texts, WAVE_BYTES together or one that is longer.
+fn wave(
+    texts: &mut impl Iterator<Item = PyResult<PyBackedStr>>,
+) -> impl Iterator<Item = PyResult<PyBackedStr>> {
+    let mut bytes = 0;
+    iter::from_fn(move || {
+        let text = if bytes < WAVE_BYTES { texts.next() } else { None };
+        bytes += text.as_ref().and_then(|text| text.as_ref().ok()).map_or(0, |text| text.len());
+        text
     })
 }
