@@ -9,6 +9,7 @@ All waiting times are a fraction of the real ones.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import json
@@ -61,6 +62,12 @@ RECIPE = Recipe(
     base=Base(steps=STEPS, batch_tokens=64),
     hardware=Hardware(min_gpu_memory_gib=1),
 )
+# A sweep over models: what they have upstream is the same.
+SWEEP = [
+    dataclasses.replace(RECIPE, name=f"model-{seed}", base=dataclasses.replace(RECIPE.base, seed=seed))
+    for seed in range(16)
+]
+RECIPES = {recipe.name: recipe for recipe in (RECIPE, *SWEEP)}
 # How much quicker than in earnest everybody waits.
 HURRY = 20
 READ_TIMEOUT_S = CREATE_TIMEOUT_S = 0.6
@@ -186,7 +193,8 @@ def fill(store: ObjectStore) -> None:
         outputs=(FileRef(key=key, size_bytes=2, sha256=digest_bytes(b"{}")),),
     )
     write_receipt(store, receipt)
-    point(store, RECIPE.name, "tokenizer", receipt.fingerprint)
+    for model in RECIPES:
+        point(store, model, "tokenizer", receipt.fingerprint)
 
 
 # -- the pod ---------------------------------------------------------------------------------------
@@ -352,8 +360,10 @@ def _pipes_session(context: Any, injector: Any, reader: Any) -> Iterator[None]:
         yield
 
 
-def orchestrate(history: str, run_id: str, api_url: str, api_key: str, store_url: str) -> None:
-    """One run of the stage; what came of it is written to ``ended-<run id>``."""
+def orchestrate(
+    history: str, run_id: str, api_url: str, api_key: str, store_url: str, model: str = RECIPE.name
+) -> None:
+    """One run of the stage of a model; what came of it is written to ``ended-<run id>``."""
     hurry()
     random.seed()
     dg.open_pipes_session = _pipes_session  # type: ignore[assignment]
@@ -371,7 +381,7 @@ def orchestrate(history: str, run_id: str, api_url: str, api_key: str, store_url
     )
     try:
         built = lifecycle.train_stage(
-            _context(folder, run_id), "base", RECIPE, store, launcher, guards.StageConfig()
+            _context(folder, run_id), "base", RECIPES[model], store, launcher, guards.StageConfig()
         )
         told = {"type": "receipt", "token": built.receipt.token}
     except BaseException as error:
@@ -382,5 +392,6 @@ def orchestrate(history: str, run_id: str, api_url: str, api_key: str, store_url
         import traceback
 
         traceback.print_exc()
-    (folder / "ended.tmp").write_text(json.dumps(told))
-    (folder / "ended.tmp").rename(folder / f"ended-{run_id}")
+    ended = folder / f"ended-{run_id}"
+    ended.with_suffix(".tmp").write_text(json.dumps(told))
+    ended.with_suffix(".tmp").rename(ended)

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from standins.s3_faults import S3FaultProxy
 
 from dagster_nanochat.launch.runpod.errors import RunPodError
 from dagster_nanochat.launch.runpod.sweeper import Swept, sweep
-from nanochat.store import StoreError
+from nanochat.store import ObjectStore, StoreError
 from nanochat.store.ledger import entries, read_entry
 
 # A stage that has not ended by then has hung.
@@ -117,6 +117,13 @@ class Stage:
         return _Telling(self, history, folder, url).tell()
 
 
+def pod_image(folder: Path) -> Image:
+    """What a history's pods run."""
+    return Image(
+        entrypoint=("standins.hurried_stage:run_pod",), environment={hurried_stage.HISTORY_ENV: str(folder)}
+    )
+
+
 @contextlib.contextmanager
 def stage(nursery: Nursery, folder: Path, network: S3FaultProxy | None = None) -> Iterator[Stage]:
     """network: the way to a real S3 server, whose credentials are in the environment; without it each
@@ -139,11 +146,7 @@ class _Telling:
         self._store = hurried_stage.store_of(folder, store_url)
         hurried_stage.fill(self._store)
         emulator.settings.mode = history.mode
-        image = Image(
-            entrypoint=("standins.hurried_stage:run_pod",),
-            environment={hurried_stage.HISTORY_ENV: str(folder)},
-        )
-        emulator.images["*"] = image
+        emulator.images["*"] = pod_image(folder)
         self._pods_before = len(emulator.pods())
         self._requests_before = len(emulator.requests)
         self._violations_before = len(emulator.violations)
@@ -284,44 +287,10 @@ class _Telling:
 
     def _check_end(self) -> None:
         """All that a history may not leave behind."""
-        alive = [pod.id for pod in self._pods() if pod.deleted_at is None]
-        if alive:
-            raise Broken(f"pods {', '.join(alive)} live on")
-        self._check_work()
-        self._check_dollars()
+        check_end(self._folder, self._store, self._pods())
         violations = self._emulator.violations[self._violations_before :]
         if violations:
             raise Broken(f"the emulator: {violations}")
-
-    def _check_work(self) -> None:
-        """At most one attempt at a time ever worked."""
-        log = hurried_stage.work_log(self._folder)
-        spans: dict[tuple[str, str], tuple[float, float]] = {}
-        for line in log.read_text().splitlines() if log.exists() else ():
-            at, token, pod, _ = line.split()
-            first, _ = spans.get((token, pod), (float(at), 0.0))
-            spans[token, pod] = (first, float(at))
-        in_order = sorted(spans.items(), key=lambda span: span[1])
-        for (one, (_, end)), (other, (start, _)) in itertools.pairwise(in_order):
-            if start < end:
-                raise Broken(f"{one} and {other} worked at the same time, for {end - start:.2f} s at least")
-
-    def _check_dollars(self) -> None:
-        """Every dollar that was charged is in the ledger, attempt by attempt."""
-        charged: dict[str, float] = {}
-        for pod in self._pods():
-            token = _token(pod)
-            charged[token] = charged.get(token, 0.0) + pod.charged_usd
-        for token, usd in charged.items():
-            entry = read_entry(self._store, token)
-            if entry is None or entry.dollars() < usd - 1e-9:
-                raise Broken(
-                    f"${usd:.6f} were charged for {token}, the ledger says "
-                    f"{f'${entry.dollars():.6f}: {entry}' if entry else 'nothing'}"
-                )
-        still_open = [entry.token for entry in entries(self._store) if entry.open]
-        if still_open:
-            raise Broken(f"entries {', '.join(still_open)} are open, and there is no pod")
 
     def _check_ended(self, ended: dict[str, Any]) -> None:
         if ended["type"] == "receipt":
@@ -373,6 +342,50 @@ class _Telling:
                 *work,
             ]
         )
+
+
+def check_end(folder: Path, store: ObjectStore, pods: Sequence[PodTruth]) -> None:
+    """No pod is alive, no stage was worked at by two at a time, and every dollar that was charged is in the
+    ledger, attempt by attempt. Raises Broken."""
+    alive = [pod.id for pod in pods if pod.deleted_at is None]
+    if alive:
+        raise Broken(f"pods {', '.join(alive)} live on")
+    _check_work(folder, {entry.token: entry.model for entry in entries(store)})
+    charged: dict[str, float] = {}
+    for pod in pods:
+        token = _token(pod)
+        charged[token] = charged.get(token, 0.0) + pod.charged_usd
+    for token, usd in charged.items():
+        entry = read_entry(store, token)
+        if entry is None or entry.dollars() < usd - 1e-9:
+            raise Broken(
+                f"${usd:.6f} were charged for {token}, the ledger says "
+                f"{f'${entry.dollars():.6f}: {entry}' if entry else 'nothing'}"
+            )
+    still_open = [entry.token for entry in entries(store) if entry.open]
+    if still_open:
+        raise Broken(f"entries {', '.join(still_open)} are open, and there is no pod")
+
+
+def _check_work(folder: Path, model_of: dict[str, str]) -> None:
+    log = hurried_stage.work_log(folder)
+    spans: dict[tuple[str, str], tuple[float, float]] = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        at, token, pod, _ = line.split()
+        first, _ = spans.get((token, pod), (float(at), 0.0))
+        spans[token, pod] = (first, float(at))
+    in_order = sorted(spans.items(), key=lambda span: (model_of[span[0][0]], span[1]))
+    for (one, (_, end)), (other, (start, _)) in itertools.pairwise(in_order):
+        if model_of[one[0]] == model_of[other[0]] and start < end:
+            raise Broken(f"{one} and {other} worked at the same time, for {end - start:.2f} s at least")
+
+
+def most_at_once(pods: Sequence[PodTruth]) -> int:
+    """How many pods lived together at most."""
+    begun = [(pod.created_at, 1) for pod in pods]
+    ended = [(pod.deleted_at, -1) for pod in pods if pod.deleted_at]
+    # Where one ends as another begins, they did not live together.
+    return max(itertools.accumulate(change for _, change in sorted([*begun, *ended])))
 
 
 # The words by which our errors say what to do.

@@ -15,6 +15,7 @@ CI tells a few; ``make histories HISTORIES=5000`` tells more, and those with a b
 from __future__ import annotations
 
 import collections
+import json
 import math
 import os
 import random
@@ -28,7 +29,20 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from standins import forks, hurried_stage, s3, s3_faults
-from standins.pod_histories import Broken, History, Kill, Stage, Strike, stage
+from standins.pod_histories import (
+    Broken,
+    History,
+    Kill,
+    Stage,
+    Strike,
+    check_end,
+    most_at_once,
+    pod_image,
+    stage,
+)
+from standins.waiting import wait_for
+
+from dagster_nanochat.launch.runpod.launcher import DEFAULT_MAX_PODS
 
 HISTORIES = int(os.environ.get("HISTORIES") or "60")
 SEED = int(os.environ.get("HISTORIES_SEED", random.randrange(2**32)))
@@ -234,3 +248,46 @@ class _Teller:
             f"{sum(self.endings.values())} histories in {time.monotonic() - self._began:.0f} s: {ended} "
             f"(HISTORIES_SEED={SEED})"
         )
+
+
+# -- a sweep over models ---------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_sixteen_models_share_the_machines_also_when_orchestrators_are_killed(
+    hurried: None, nursery: forks.Nursery, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    store = hurried_stage.store_of(folder)
+    hurried_stage.fill(store)
+    with stage(nursery, tmp_path / "emulator") as account:
+        emulator = account.emulator
+        emulator.images["*"] = pod_image(folder)
+
+        def orchestrate(model: str) -> forks.Fork:
+            arguments = {"history": str(folder), "run_id": model, "store_url": "", "model": model}
+            arguments |= {"api_url": emulator.url, "api_key": emulator.api_key}
+            process = nursery.fork("standins.hurried_stage:orchestrate", arguments, folder=folder)
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            return process
+
+        def said(model: str) -> dict[str, Any] | None:
+            ended = folder / f"ended-{model}"
+            return json.loads(ended.read_text()) if ended.exists() else None
+
+        models = [recipe.name for recipe in hurried_stage.SWEEP]
+        running = {model: orchestrate(model) for model in models}
+        wait_for(lambda: len(emulator.pods()) >= DEFAULT_MAX_PODS, within_s=60)
+        killed = [model for model in models if not said(model)][:10:3]
+        for model in killed:
+            running[model].kill()
+        for model in killed:
+            running[model].wait()
+            running[model] = orchestrate(model)
+        for process in running.values():
+            process.wait(timeout=240)
+        assert {model: said(model)["type"] for model in models} == dict.fromkeys(models, "receipt")
+        assert most_at_once(emulator.pods()) == DEFAULT_MAX_PODS
+        assert emulator.violations == []
+        check_end(folder, store, emulator.pods())
