@@ -10,7 +10,11 @@ from standins.registry import MISSING, running_registry
 
 from dagster_nanochat.defs.images.assets import nanochat_training_image
 from dagster_nanochat.launch.images import recorded_image
+from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.config import RunPodSettings
+from dagster_nanochat.launch.runpod.launcher import PATIENCE, RunPodLauncher
 from dagster_nanochat.resources import LauncherResource, StoreResource
+from nanochat.failures import AttemptFailed
 from nanochat.store import FileStore
 from nanochat.store.documents import DocumentError
 
@@ -92,6 +96,30 @@ def test_an_image_is_recorded_by_its_digest_for_the_launcher(
         record = recorded_image(tmp_store, "training")
         assert record is not None
         assert record.digest == second != digest
+
+
+@needs_registry
+def test_a_launch_pins_the_image_that_the_environment_names_where_none_is_recorded(
+    tmp_store: FileStore, tmp_path: Path
+) -> None:
+    with running_registry(tmp_path / "registry") as registry, RunPodClient("key") as client:
+        name = f"{registry.address}/team/nanochat"
+        digest = registry.put_image("team/nanochat", "1")
+
+        def launcher(image: str | None) -> RunPodLauncher:
+            environment = {"NANOCHAT_TRAINING_IMAGE": image} if image else {}
+            how = {"image": None, "patience": PATIENCE, "environment": environment}
+            return RunPodLauncher(tmp_store, client, RunPodSettings(), **how)
+
+        with pytest.raises(AttemptFailed, match="no training image is known: set NANOCHAT_TRAINING_IMAGE"):
+            launcher(None).image()
+        with pytest.raises(AttemptFailed, match=f"BAD_REQUEST: .*{name}:2 is not at its registry"):
+            launcher(f"{name}:2").image()
+        assert recorded_image(tmp_store, "training") is None
+        assert launcher(f"{name}:1").image() == f"{name}@{digest}"
+        record = recorded_image(tmp_store, "training")
+        assert record is not None
+        assert record.digest == digest
 
 
 @needs_registry

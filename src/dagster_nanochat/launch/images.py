@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dagster_nanochat.launch.registry import PinnedImage
 
 ImageKind = Literal["training"]
+# The name of the image of training machines, with a tag or a digest.
+TRAINING_IMAGE_ENV = "NANOCHAT_TRAINING_IMAGE"
 
 
 class ImageRecord(Document):

@@ -1,8 +1,11 @@
 """Serve an emulated RunPod with an S3 server beside it, until interrupted: ``make emulator``.
 
-Standard output has the lines to copy into another shell; there, the graph trains on "pods" that are
-processes of this machine, for dollars that nobody pays. Standard error tells the control port's address,
-where things can go wrong on request while it serves. With CONTROL as that address:
+Standard output has the lines to copy into another shell; there, `NANOCHAT_LAUNCHER=runpod make quickstart`
+trains on "pods" that are processes of this machine, for dollars that nobody pays. The store's credentials
+are kept as secrets already, and the training image is in the emulator's registry. Where the machine has no
+GPU, a program that says it has some stands in for nvidia-smi, and the processor trains. Standard error tells
+the control port's address, where things can go wrong on request while it serves. With CONTROL as that
+address:
 
     curl $CONTROL/faults -d '{"kind": "no_capacity", "gpu": "H100", "times": null}'
     curl $CONTROL/faults -d '{"kind": "dies", "pod": "<pod id>", "state": "ERROR"}'
@@ -18,15 +21,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from emulators.runpod.emulator import serve
-from emulators.runpod.settings import SPEC_ENV, Settings, find_spec
-from standins import s3, s3_faults
+from emulators.runpod.settings import SPEC_ENV, Image, Settings, find_spec
+from standins import nvidia_smi, s3, s3_faults
+
+IMAGE = "nanochat-training"
 
 
 def main() -> int:
@@ -60,6 +68,7 @@ def main() -> int:
         emulator = stack.enter_context(
             serve(
                 state_dir=state / "runpod",
+                images={"*": training_image(state / "bin")},
                 settings=Settings(mode=options.mode, clock_speed=options.clock_speed),
                 network=proxy,
                 port=options.port,
@@ -68,9 +77,13 @@ def main() -> int:
         print(
             f"Control: {emulator.control_url}   images: {emulator.registry_url}", file=sys.stderr, flush=True
         )
+        emulator.set_secret("AWS_ACCESS_KEY_ID", s3.ACCESS_KEY)
+        emulator.set_secret("AWS_SECRET_ACCESS_KEY", s3.SECRET_KEY)
+        emulator.registry.publish(IMAGE, "latest")
         exports = {
             "RUNPOD_API_URL": emulator.url,
             "RUNPOD_API_KEY": emulator.api_key,
+            "NANOCHAT_TRAINING_IMAGE": f"{urlsplit(emulator.registry_url).netloc}/{IMAGE}:latest",
             "NANOCHAT_STORE": f"s3://{s3.BUCKET}",
             "AWS_ENDPOINT_URL": proxy.url,
             "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
@@ -80,6 +93,14 @@ def main() -> int:
             print(f"export {name}={value}", flush=True)
         asked_to_end.wait()
     return 0
+
+
+def training_image(programs: Path) -> Image:
+    """This checkout's own code, on machines with GPUs."""
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if shutil.which("nvidia-smi") is None:
+        path.insert(0, str(nvidia_smi.write(programs, count=8, name="NVIDIA H100 80GB HBM3", memory_gib=80)))
+    return Image(environment={"PATH": os.pathsep.join(path)})
 
 
 if __name__ == "__main__":

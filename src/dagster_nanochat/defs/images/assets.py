@@ -5,10 +5,8 @@ import os
 import dagster as dg
 from pydantic import Field
 
-from dagster_nanochat.launch.images import record_image
+from dagster_nanochat.launch.images import TRAINING_IMAGE_ENV, record_image
 from dagster_nanochat.resources import LauncherResource, StoreResource
-
-TRAINING_IMAGE_ENV = "NANOCHAT_TRAINING_IMAGE"
 
 
 class ImageConfig(dg.Config):

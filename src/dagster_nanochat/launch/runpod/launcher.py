@@ -17,7 +17,8 @@ from datetime import timedelta
 from typing import Any
 
 from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, Request, number_setting
-from dagster_nanochat.launch.images import recorded_image
+from dagster_nanochat.launch.images import TRAINING_IMAGE_ENV, record_image, recorded_image
+from dagster_nanochat.launch.registry import ImageError, resolve_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings, variable
 from dagster_nanochat.launch.runpod.ending import CONSOLE_URL, end_pods, pod_token
@@ -157,11 +158,16 @@ class RunPodLauncher:
         )
 
     def image(self) -> str | None:
+        named = self._environment.get(TRAINING_IMAGE_ENV)
+        if self._image is None and named:
+            try:
+                self._image = record_image(self._store, "training", resolve_image(named)).reference
+            except ImageError as error:
+                raise AttemptFailed(Failure.BAD_REQUEST, str(error)) from error
         if self._image is None:
             raise AttemptFailed(
                 Failure.BAD_REQUEST,
-                "no training image is known: materialize nanochat_training_image (it resolves the tag of "
-                f"NANOCHAT_TRAINING_IMAGE to a digest), or set {variable('image_name')}",
+                f"no training image is known: set {TRAINING_IMAGE_ENV} to one that `make images` has pushed",
             )
         return self._image
 

@@ -16,8 +16,8 @@ import pytest
 from emulators.hub.client import running_hub
 from emulators.runpod import Emulator, find_spec
 from standins import s3, webhook_receiver
-from standins.runpod_account import IMAGE, account
-from standins.runs import Run, ready_project, state_of
+from standins.runpod_account import IMAGE, audited_account, bucket_project
+from standins.runs import Run, state_of
 from standins.waiting import wait_for
 
 from nanochat.attempts import attempts
@@ -37,30 +37,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
-    """A bucket with the tiny models' shards and tokenizer, and a Dagster history; RunPod is configured."""
-    root, home = tmp_path_factory.mktemp("project").resolve(), tmp_path_factory.mktemp("dagster")
-    module_environment.setattr("dagster_nanochat.views.project_root", lambda: root)
-    module_environment.setenv("NANOCHAT_CACHE", str(root / "cache"))
-    with s3.serve(root / "s3") as server:
-        for name, value in server.environment.items():
-            module_environment.setenv(name, value)
-        module_environment.setenv("NANOCHAT_RUNPOD_IMAGE_NAME", IMAGE)
-        with ready_project(f"s3://{s3.BUCKET}/models", home, module_environment) as made:
-            made.folders = (root / "s3", home)
-            yield made
+    with bucket_project(tmp_path_factory, module_environment) as made:
+        yield made
 
 
 @pytest.fixture
 def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """An account with its secrets; at the end nothing of it runs, and all it charged is in the ledger."""
-    before = {entry.token for entry in entries(project.store)}
-    with account(tmp_path, monkeypatch, silent_s=20.0) as emulator:
+    with audited_account(project, tmp_path, monkeypatch) as emulator:
         yield emulator
-        assert emulator.violations == []
-        assert [pod.id for pod in emulator.pods() if pod.deleted_at is None] == []
-        charged = sum(pod.charged_usd for pod in emulator.pods() if "NANOCHAT_JOB" in pod.env)
-        accounted = sum(entry.dollars() for entry in entries(project.store) if entry.token not in before)
-        assert accounted >= charged
 
 
 def test_a_stage_is_trained_on_a_pod_that_is_gone_afterwards(

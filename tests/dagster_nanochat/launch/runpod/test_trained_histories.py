@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from standins.runpod_account import IMAGE, account
 from standins.runs import Run, ready_project, state_of
 from standins.waiting import wait_for
 
+from dagster_nanochat.launch.runpod import sweeper
+from dagster_nanochat.pods import sweep_pods
 from nanochat.attempts import attempts, read_events
 from nanochat.store.ledger import entries
 from nanochat.store.receipts import read_receipt
@@ -129,6 +132,66 @@ def test_a_pod_that_nobody_was_told_of_is_adopted_after_a_kill(
     assert second.end(within_s=200).succeeded, second.reason
     assert second.said("adopted the live attempt")
     assert len(runpod.pods()) == 1
+    promises_hold(project, runpod, before)
+
+
+def asks_for_a_pod(project: SimpleNamespace, runpod: Emulator) -> bool:
+    return any(one["path"].startswith("/v2/account/secrets") for one in runpod.requests)
+
+
+def waits_for_a_pod(project: SimpleNamespace, runpod: Emulator) -> bool:
+    return bool(runpod.pods())
+
+
+def trains(project: SimpleNamespace, runpod: Emulator) -> bool:
+    return told_of(project, "step", 50)
+
+
+def has_committed(project: SimpleNamespace, runpod: Emulator) -> bool:
+    return told_of(project, "checkpoint", 80)
+
+
+def has_a_receipt(project: SimpleNamespace, runpod: Emulator) -> bool:
+    newest = attempts(project.store, state_of(project, "lost").prefix)[-1:]
+    receipt = read_receipt(project.store, "base", state_of(project, "lost").fingerprint)
+    return bool(runpod.pods()) and receipt is not None and [receipt.token] == newest
+
+
+def ends_the_pod(project: SimpleNamespace, runpod: Emulator) -> bool:
+    return any(one["method"] == "DELETE" for one in runpod.requests)
+
+
+def told_of(project: SimpleNamespace, kind: str, step: int) -> bool:
+    """Whether the newest attempt has told of that step."""
+    prefix = state_of(project, "lost").prefix
+    newest = attempts(project.store, prefix)[-1:]
+    told = [event for token in newest for event in read_events(project.store, prefix, token)]
+    return any(event["type"] == kind and event["step"] >= step for event in told)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [asks_for_a_pod, waits_for_a_pod, trains, has_committed, has_a_receipt, ends_the_pod],
+)
+def test_an_orchestrator_that_is_killed_in_any_state_is_followed_by_one_that_goes_on(
+    project: SimpleNamespace,
+    runpod: Emulator,
+    run: Callable[..., Run],
+    state: Callable[[SimpleNamespace, Emulator], bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweeper, "_ASKING_FOR", datetime.timedelta(seconds=1))
+    before = spent(project)
+    project.store.delete(f"{state_of(project, 'lost').prefix}/receipt.json")
+    runpod.faults.add("lingers", seconds=2.0)
+    first = run("lost", in_process=True)
+    wait_for(lambda: state(project, runpod), within_s=120)
+    first.process.kill()
+    second = run("lost")
+    assert second.end(within_s=200).succeeded, second.reason
+    wait_for(lambda: all(pod.deleted_at for pod in runpod.pods()), within_s=30)
+    assert len(runpod.pods()) == 1
+    assert sweep_pods() == 0  # where the stage was found fresh, the ledger still has to hear of its pod
     promises_hold(project, runpod, before)
 
 
