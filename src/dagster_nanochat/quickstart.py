@@ -117,6 +117,12 @@ def _explain(result: dg.ExecuteInProcessResult, instance: dg.DagsterInstance) ->
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data
+            if failure.error and failure.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                print(
+                    f"interrupted at {event.step_key}; the same command goes on from the last checkpoint",
+                    file=sys.stderr,
+                )
+                return 1
             reason = (failure.user_failure_data.description if failure.user_failure_data else None) or (
                 failure.error.message if failure.error else "unknown"
             )
