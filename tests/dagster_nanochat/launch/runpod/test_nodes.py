@@ -73,7 +73,7 @@ def test_a_stage_is_trained_on_two_nodes_that_are_gone_afterwards(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
     built = run("tiny")
-    assert built.end(within_s=300).succeeded, built.reason
+    assert built.end(within_s=600).succeeded, built.reason
     receipt = read_receipt(project.store, "base", state_of(project, "tiny").fingerprint)
     assert (receipt.hardware["nodes"], receipt.hardware["processes"]) == (2, 2)
     first, second = runpod.pods()
@@ -119,7 +119,7 @@ def test_a_node_that_is_lost_ends_the_attempt_and_the_next_goes_on_from_its_chec
     said = happens(runpod, runpod.pods()[rank])
     told(training, "(1 of 4 tried)", within_s=150)
     told(training, said)
-    assert training.end(within_s=300).succeeded, training.reason
+    assert training.end(within_s=600).succeeded, training.reason
     told(training, "resuming from step ")
     nodes = runpod.pods()
     assert len({node.cluster for node in nodes}) == 2
