@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
-from dagster_nanochat.launch.runpod.ending import end_pods
+from dagster_nanochat.launch.runpod.ending import end_machines
 from dagster_nanochat.launch.runpod.errors import RunPodError
 from dagster_nanochat.launch.runpod.sweeper import rentals, sweep
 from nanochat.failures import Failure
@@ -47,24 +47,34 @@ def _list(client: RunPodClient, store: ObjectStore) -> int:
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 160)
     table = Table(box=None, pad_edge=False)
-    for column in ("pod", "model", "stage", "attempt", "offer", "status", "since", "dollars", "by"):
+    for column in (
+        "pod or cluster",
+        "model",
+        "stage",
+        "attempt",
+        "offer",
+        "status",
+        "since",
+        "dollars",
+        "by",
+    ):
         table.add_column(column, justify="right" if column == "dollars" else "left")
     ownerless = []
     for rental in rentals(client, store):
         entry = rental.entry
         table.add_row(
-            rental.pod.id,
+            rental.machine.id,
             entry.model,
             entry.stage,
             entry.token,
             entry.offer,
-            str(rental.pod.status),
+            rental.machine.status,
             f"{entry.asked_at:%Y-%m-%d %H:%M} UTC",
             f"{entry.dollars():.2f}",
             f"{entry.user} on {entry.host}",
         )
         if rental.why_end:
-            ownerless.append(f"nobody needs {rental.pod.id}: {rental.why_end}")
+            ownerless.append(f"nobody needs {rental.machine.id}: {rental.why_end}")
     if table.row_count:
         console.print(table)
     else:
@@ -79,9 +89,10 @@ def _list(client: RunPodClient, store: ObjectStore) -> int:
 
 def _remove(client: RunPodClient, store: ObjectStore, token_or_id: str) -> int:
     for rental in rentals(client, store):
-        if token_or_id in (rental.pod.id, rental.entry.token):
-            end_pods(client, store, rental.entry.token, str(Failure.CANCELLED))
-            print(f"pod {rental.pod.id} ({rental.entry.stage} of {rental.entry.model}) is gone")
+        if token_or_id in (rental.machine.id, rental.entry.token):
+            end_machines(client, store, rental.entry.token, str(Failure.CANCELLED))
+            machine = rental.machine
+            print(f"{machine.kind} {machine.id} ({rental.entry.stage} of {rental.entry.model}) is gone")
             return 0
     print(f"error: no pod of {store.url} is called {token_or_id}; see `nanochat pods ls`", file=sys.stderr)
     return 1

@@ -6,7 +6,7 @@ It holds the attempt's lease while it lives, runs torchrun, ships events to the 
 deadline, ends when nobody has watched for too long, verifies what training left behind, and writes
 the receipt. A signal (SIGTERM, SIGINT) asks for the same orderly end as the deadline. Whatever ends
 the supervisor ends its training too: nothing trains without a lease. It knows no provider: a launcher
-that rents machines adds how to end one.
+that rents machines adds how to end one. Of several machines this runs on the first, `follower` on the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import dataclasses
 import datetime
 import json
 import os
@@ -36,6 +35,7 @@ from nanochat.attempts import CancelRequest, cancel_requested
 from nanochat.events import encode_event
 from nanochat.failures import Failure
 from nanochat.machine import gpu_usage
+from nanochat.nodes import SILENT_S, Ending, Node, OtherNodes, first_cause
 from nanochat.store import ObjectStore, open_store, project_root
 from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import LeaseKeeper, LeaseLost, read_lease, utc_now
@@ -64,12 +64,6 @@ ENTRY_POINTS = {
     "midtrain": "train_midtraining_remote.py",
     "sft": "train_sft_remote.py",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Ending:
-    failure: Failure
-    message: str
 
 
 class EventShipper:
@@ -109,10 +103,12 @@ class EventShipper:
 class Supervisor:
     """One attempt. `run()` returns the exit code: 0 with a receipt, 1 without."""
 
-    def __init__(self, store: ObjectStore, job: TrainingJob, work: Path) -> None:
+    def __init__(self, store: ObjectStore, job: TrainingJob, work: Path, node: Node | None = None) -> None:
+        """node: which of the attempt's machines this is, where there are several."""
         self._store = store
         self._job = job
         self._work = work
+        self._node = node
         self._spool = work / "events.jsonl"
         self._attempt = attempt_prefix(job.prefix, job.token)
         self._shipper = EventShipper(store, f"{self._attempt}/events.jsonl", self._spool)
@@ -127,6 +123,7 @@ class Supervisor:
         self._watch_seen_at = time.monotonic()
         self._signalled: str | None = None
         self._cancel: CancelRequest | None = None
+        self._others = OtherNodes(store, self._attempt, node.count) if node and not node.rank else None
         self._tail: list[str] = []
 
     def run(self) -> int:
@@ -135,7 +132,7 @@ class Supervisor:
         try:
             return self._run(started)
         finally:
-            with _told():
+            with told():
                 self._lease.release()
 
     def _run(self, started: float) -> int:
@@ -150,13 +147,16 @@ class Supervisor:
             pid=os.getpid(),
         )
         ending = self._train(started) or self._record(started)
-        if ending is not None:
-            self._shipper.emit("failed", failure=ending.failure.value, message=ending.message)
-        with _told(f"; the attempt ended with {ending.failure}: {ending.message}" if ending else ""):
-            self._shipper.ship()
+        self._conclude(ending)
         return 0 if ending is None else 1
 
-    def _train(self, started: float) -> _Ending | None:
+    def _conclude(self, ending: Ending | None) -> None:
+        if ending is not None:
+            self._shipper.emit("failed", failure=ending.failure.value, message=ending.message)
+        with told(f"; the attempt ended with {ending.failure}: {ending.message}" if ending else ""):
+            self._shipper.ship()
+
+    def _train(self, started: float) -> Ending | None:
         """Run the training processes to their end; None if that was a good one."""
         process = self._start_training()
         reader = threading.Thread(target=self._read_output, args=(process,), daemon=True)
@@ -164,9 +164,9 @@ class Supervisor:
         try:
             ending = self._watch_over(process, started)
         except LeaseLost as error:
-            ending = _Ending(failure=Failure.LOST, message=str(error))
+            ending = Ending(failure=Failure.LOST, message=str(error))
         except Exception as error:
-            ending = _Ending(
+            ending = Ending(
                 failure=Failure.FAILED,
                 message=f"the supervisor cannot go on: {type(error).__name__}: {error}",
             )
@@ -176,19 +176,31 @@ class Supervisor:
             process.stdin.close()
         reader.join(timeout=5)
         if ending is None and process.returncode != 0:
-            return self._explain_failure(process.returncode)
+            return self._first_cause(self._explain_failure(process.returncode))
         return ending
 
-    def _record(self, started: float) -> _Ending | None:
+    def _first_cause(self, mine: Ending) -> Ending:
+        """Where other machines take part: theirs, if they failed first or are lost. They get a moment to
+        say so, since what is seen of a lost one here is a connection that was closed."""
+        if self._others is None:
+            return mine
+        deadline = time.monotonic() + 1.5 * SILENT_S
+        while not self._others.settled and time.monotonic() < deadline:
+            self._keep_up_if_possible()
+            self._pause()
+        theirs = self._others.ending()
+        return first_cause([mine, theirs] if theirs else [mine]) or mine
+
+    def _record(self, started: float) -> Ending | None:
         """Write the receipt; None if it is written."""
         try:
             receipt = self._make_receipt(time.monotonic() - started)
             self._lease.renew()  # whoever lost the lease must not replace the receipt of who has it now
             write_receipt(self._store, receipt)
         except LeaseLost as error:
-            return _Ending(failure=Failure.LOST, message=f"{error}; no receipt is written")
+            return Ending(failure=Failure.LOST, message=f"{error}; no receipt is written")
         except (OSError, ValueError, KeyError, StoreError) as error:
-            return _Ending(
+            return Ending(
                 failure=Failure.FAILED,
                 message=f"training ended well, but its result cannot be recorded: {error}",
             )
@@ -212,7 +224,7 @@ class Supervisor:
             sys.executable,
             "-m",
             "torch.distributed.run",
-            "--standalone",
+            *(self._node.torchrun_options() if self._node else ["--standalone"]),
             f"--nproc-per-node={hardware.processes}",
             str(script),
             "--job",
@@ -246,7 +258,7 @@ class Supervisor:
                 self._tail = [*self._tail[-39:], text]
                 self._shipper.emit("log", level="info", message=text)
 
-    def _watch_over(self, process: subprocess.Popen[str], started: float) -> _Ending | None:
+    def _watch_over(self, process: subprocess.Popen[str], started: float) -> Ending | None:
         """Until the training processes have ended (None) or have to be stopped."""
         kept_up_at = time.monotonic()
         while process.poll() is None:
@@ -261,75 +273,89 @@ class Supervisor:
             if ending is not None:
                 self._shipper.emit("log", level="warning", message=f"stopping: {ending.message}")
                 return ending
-            time.sleep(_POLL_S)
+            self._pause()
         return None
 
+    def _pause(self) -> None:
+        time.sleep(_POLL_S)
+
     def _keep_up(self) -> None:
-        """Ship events; from time to time renew the lease and look at GPUs and watch."""
+        """Ship events; from time to time look around, and at the GPUs."""
         if time.monotonic() >= self._ship_at:
             self._shipper.ship()
             self._ship_at = time.monotonic() + self._ship_every_s
         if time.monotonic() < self._renew_at:
             return
-        self._lease.renew()
+        self._look_around()
         self._renew_at = time.monotonic() + _RENEW_EVERY_S
         usage = gpu_usage()
         if usage:
             self._shipper.emit("gpu", **usage)
+
+    def _look_around(self) -> None:
+        """Renew the lease, and see what others want or have come to. Raises LeaseLost, StoreError."""
+        self._lease.renew()
         self._cancel = cancel_requested(self._store, self._job.prefix, self._job.token)
         watch = read_lease(self._store, f"{self._job.prefix}/watch.json")
         expires_at = watch.expires_at if watch else None
         if expires_at != self._watch_expires_at:
             self._watch_expires_at, self._watch_seen_at = expires_at, time.monotonic()
+        if self._others is not None:
+            self._others.look()
 
     def _keep_up_if_possible(self) -> None:
         # While training is being stopped, whatever else is wrong is no reason to leave it running.
         with contextlib.suppress(StoreError, LeaseLost, ValueError, OSError):
             self._keep_up()
 
-    def _reason_to_stop(self, elapsed_s: float) -> _Ending | None:
+    def _reason_to_stop(self, elapsed_s: float) -> Ending | None:
         job = self._job
         if self._signalled:
-            return _Ending(failure=Failure.CANCELLED, message=f"asked to stop by {self._signalled}")
+            return Ending(failure=Failure.CANCELLED, message=f"asked to stop by {self._signalled}")
         if self._cancel is not None:
-            return _Ending(failure=Failure.CANCELLED, message=f"asked to stop by {self._cancel.by}")
+            return Ending(failure=Failure.CANCELLED, message=f"asked to stop by {self._cancel.by}")
+        trouble = self._others.ending() if self._others else None
+        if trouble is not None:
+            return trouble
         if elapsed_s > job.deadline_s:
-            return _Ending(
+            return Ending(
                 failure=Failure.DEADLINE, message=f"ran for {elapsed_s:.0f} s of {job.deadline_s:.0f} s"
             )
         rented = job.rented
         if rented and rented.max_usd is not None and rented.dollars(utc_now()) >= rented.max_usd:
-            return _Ending(
+            return Ending(
                 failure=Failure.BUDGET,
                 message=f"has cost the ${rented.max_usd:.2f} that it may, on {rented.offer}",
             )
         # By this machine's monotonic clock: time that a laptop slept through is no silence.
         silent_s = time.monotonic() - self._watch_seen_at
         if job.watch_grace_s is not None and silent_s > job.watch_grace_s:
-            return _Ending(
+            return Ending(
                 failure=Failure.CANCELLED,
                 message=f"nobody has watched for {silent_s:.0f} s (grace {job.watch_grace_s:.0f} s)",
             )
         return None
 
-    def _explain_failure(self, code: int) -> _Ending:
+    def _explain_failure(self, code: int) -> Ending:
         report = self._work / "error.json"
         if report.exists():
             error = json.loads(report.read_text(encoding="utf-8"))
-            return _Ending(
+            return Ending(
                 failure=Failure(error.get("failure", Failure.FAILED)),
                 message=f"{error['message']}\n{error.get('traceback', '')}".rstrip(),
+                at=error.get("time"),
             )
         tail = "\n".join(self._tail[-20:])
         killed = _WORKER_KILLED.search(tail)
         if killed or code < 0:
             name = killed[1] if killed else signal.Signals(-code).name
-            return _Ending(
+            return Ending(
                 failure=Failure.FAILED,
                 message=f"a training process was killed ({name}), by hand or by the system, which does so "
                 "where memory runs out. Run it again: it goes on from the last checkpoint",
+                at=None,
             )
-        return _Ending(
+        return Ending(
             failure=Failure.FAILED,
             message=f"the training processes ended with code {code} and no report; last lines:\n{tail}",
         )
@@ -360,7 +386,12 @@ class Supervisor:
             code_revision=job.code_revision,
             sources_sha256=job.sources_sha256,
             image_digest=job.image,
-            hardware={"host": platform.node(), "machine": platform.machine(), **result.get("hardware", {})},
+            hardware={
+                "host": platform.node(),
+                "machine": platform.machine(),
+                **({"nodes": self._node.count} if self._node else {}),
+                **result.get("hardware", {}),
+            },
             events_key=f"{self._attempt}/events.jsonl",
         )
 
@@ -384,7 +415,7 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def _told(more: str = "") -> Iterator[None]:
+def told(more: str = "") -> Iterator[None]:
     """What the store does not take is said on standard error, where the launcher looks for last words."""
     try:
         yield
@@ -449,14 +480,22 @@ def _stop(
     psutil.wait_procs(alive, timeout=10)
 
 
-def supervise(store: ObjectStore, job: TrainingJob) -> int:
-    """Run the job's attempt. The exit code: 0 with a receipt, 1 without."""
+@contextlib.contextmanager
+def work_folder(job: TrainingJob) -> Iterator[Path]:
+    """A place for what the training writes, gone after the block; what it leaves running becomes ours."""
     _adopt_orphans()
     work = Path(tempfile.mkdtemp(prefix=f"nanochat-{job.stage}-"))
     try:
-        return Supervisor(store, job, work).run()
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def supervise(store: ObjectStore, job: TrainingJob, node: Node | None = None) -> int:
+    """Run the job's attempt, as the first node of several where `node` is one. The exit code: 0 with a
+    receipt, 1 without."""
+    with work_folder(job) as work:
+        return Supervisor(store, job, work, node).run()
 
 
 def main(arguments: list[str] | None = None) -> int:

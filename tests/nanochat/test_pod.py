@@ -14,12 +14,14 @@ from standins import nvidia_smi
 
 from nanochat import pod
 from nanochat.events import EventStream
+from nanochat.failures import Failure
 from nanochat.machine import this_machine
+from nanochat.nodes import OtherNodes
 from nanochat.recipes import named_recipes
 from nanochat.store import FileStore
 from nanochat.store.leases import LeaseKeeper, utc_now
 from nanochat.store.receipts import FileRef
-from nanochat.training.job import Rented, TrainingJob
+from nanochat.training.job import JobHardware, Rented, TrainingJob
 
 PREFIX = "stages/base/ffffffffffff"
 MACHINE = {"NANOCHAT_MACHINE_VARIABLE": "RUNPOD_POD_ID", "RUNPOD_POD_ID": "pod1"}
@@ -76,7 +78,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
-    monkeypatch.setattr(pod, "supervise", lambda store, job: made.supervised.append(job.token))
+    monkeypatch.setattr(pod, "supervise", lambda store, job, node: made.supervised.append(job.token))
     return made
 
 
@@ -127,7 +129,7 @@ def test_a_job_that_the_image_cannot_read_is_told_to_whoever_waits(machine: Mach
 def test_a_lease_that_somebody_else_has_is_told_too(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def supervise(store: FileStore, job: TrainingJob) -> None:
+    def supervise(store: FileStore, job: TrainingJob, node: None) -> None:
         LeaseKeeper(store, f"{PREFIX}/lease.json", token=job.token, owner="supervisor", ttl_s=30).take()
 
     monkeypatch.setattr(pod, "supervise", supervise)
@@ -135,6 +137,77 @@ def test_a_lease_that_somebody_else_has_is_told_too(
     with pytest.raises(Exception, match="is held by another"):
         machine.run()
     assert machine.told[-1]["failure"] == "LOST"
+
+
+CLUSTER = {"NANOCHAT_MACHINE_VARIABLE": "NANOCHAT_GROUP", "NANOCHAT_GROUP": "g1", "NUM_NODES": "2"}
+FIRST = {**CLUSTER, "NODE_RANK": "0", "MASTER_ADDR": "10.65.0.2", "MASTER_PORT": "29400"}
+SECOND = {**FIRST, "NODE_RANK": "1"}
+
+
+@pytest.fixture
+def cluster(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The same with an attempt that two nodes are to make; nobody is waited for for long."""
+    machine.job = machine.job.model_copy(update={"hardware": JobHardware(nodes=2)})
+    machine.store.put(machine.environment["NANOCHAT_JOB"], machine.job.to_bytes())
+    monkeypatch.setattr(
+        pod, "follow", lambda store, job, node: machine.supervised.append(f"node {node.rank}")
+    )
+    monkeypatch.setattr(pod, "wait_for_the_end", lambda store, job: machine.supervised.append("waited"))
+    monkeypatch.setattr(pod, "GATHER_S", 0.2)
+    monkeypatch.setattr(pod, "_GATHER_EVERY_S", 0.05)
+    return machine
+
+
+def test_the_first_node_begins_when_the_others_have_come_up_and_none_ends_before_it(cluster: Machine) -> None:
+    other = threading.Thread(target=cluster.run, kwargs=SECOND)
+    other.start()
+    cluster.run(**FIRST)
+    other.join()
+    assert sorted(cluster.supervised) == ["node 1", "t1", "waited"]
+    assert cluster.told == []
+
+
+def test_an_attempt_whose_nodes_do_not_all_come_up_is_not_ready(cluster: Machine) -> None:
+    cluster.run(**FIRST)
+    assert cluster.supervised == []
+    (failed,) = cluster.told
+    assert (failed["failure"], failed["message"]) == ("NOT_READY", "node 1 has not come up within 0 s")
+
+
+@pytest.mark.parametrize("broken", ["gpus", "started again"])
+def test_what_is_wrong_with_a_node_is_told_by_the_first(
+    cluster: Machine, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    cluster.store.put(f"{cluster.job.attempt_prefix}/machine.json", pod.Claim(machine="g1").to_bytes())
+    if broken == "gpus":
+        monkeypatch.setattr(pod, "broken_promise", lambda rented: "one GPU is missing")
+    else:
+        cluster.run(**SECOND)
+    cluster.run(**SECOND)
+    assert cluster.told == []
+    others = OtherNodes(cluster.store, cluster.job.attempt_prefix, 2)
+    others.look()
+    ending = others.ending()
+    assert ending is not None
+    assert ending.failure is (Failure.NOT_READY if broken == "gpus" else Failure.LOST)
+    assert ("one GPU is missing" if broken == "gpus" else "the container was started again") in ending.message
+
+
+def test_the_nodes_of_a_twin_cluster_take_no_part(cluster: Machine, capfd: pytest.CaptureFixture) -> None:
+    cluster.store.put(f"{cluster.job.attempt_prefix}/machine.json", pod.Claim(machine="g1").to_bytes())
+    for node in (FIRST, SECOND):
+        cluster.run(**{**node, "NANOCHAT_GROUP": "g2"})
+    assert cluster.supervised == []
+    assert cluster.told == []
+    assert [twin.machine for twin in pod.twins(cluster.store, cluster.job.attempt_prefix)] == ["g2"]
+    assert capfd.readouterr().err.count("belongs to") == 2
+
+
+def test_a_cluster_of_another_size_is_not_ready_and_one_node_says_so(cluster: Machine) -> None:
+    for node in (SECOND, FIRST):
+        cluster.run(**{**node, "NUM_NODES": "3"})
+    (failed,) = cluster.told
+    assert (failed["failure"], failed["message"]) == ("NOT_READY", "one of 3 machines; 2 were asked for")
 
 
 @pytest.mark.parametrize(
@@ -175,10 +248,13 @@ def provider() -> Iterator[Callable[..., Any]]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             asked.append((self.command, self.path, self.headers["Authorization"], body))
-            self.send_response(500 if self.command == "DELETE" else 204)
+            told = b'{"id": "p1", "cluster": {"id": "c1"}}' if self.command == "GET" else b""
+            self.send_response({"DELETE": 500, "GET": 200}.get(self.command, 204))
+            self.send_header("Content-Length", str(len(told)))
             self.end_headers()
+            self.wfile.write(told)
 
-        do_DELETE = do_POST = _answer
+        do_DELETE = do_GET = do_POST = _answer
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -219,6 +295,21 @@ def test_the_end_is_asked_for_by_every_route_again_and_again(
     assert "500" in said
     assert "KeyError: 'NOT_SET'" in said
     assert "canary" not in said
+
+
+def test_a_member_of_a_cluster_asks_which_it_is_of_before_it_ends_it(
+    provider: Callable[..., Any], capfd: pytest.CaptureFixture
+) -> None:
+    url, asked = provider()
+    end = [
+        pod.EndRequest(method="GET", url=f"{url}/pods/p1", bearer="KEY", learns={"ITS_ID": "cluster.id"}),
+        pod.EndRequest(method="DELETE", url=f"{url}/clusters/${{ITS_ID}}", bearer="KEY"),
+    ]
+    pod.end_machine({"NANOCHAT_END": pod.encode_end(end), "KEY": "canary"}, sleep=lambda _: None, rounds=1)
+    assert [(method, path) for method, path, _, _ in asked] == [
+        ("GET", "/pods/p1"),
+        ("DELETE", "/clusters/c1"),
+    ]
 
 
 def test_a_machine_that_was_not_told_how_to_end_says_so(capfd: pytest.CaptureFixture) -> None:

@@ -1,8 +1,9 @@
 """A stage on pods with everything small and quick: the programs of a history's orchestrators and pods.
 
 The stage function, the launcher, the sweeper, the pod's first program and the supervisor are the real
-ones. Stand-ins are the training script (a loop that counts, keeps checkpoints and ends with a result),
-torchrun (nothing starts it), Dagster's context, and the store, a folder that calls itself a bucket.
+ones. Stand-ins are the training script (a loop that counts, keeps checkpoints and ends with a result; on
+the other nodes of a cluster one that waits for it), torchrun (nothing starts it), Dagster's context, and
+the store, a folder that calls itself a bucket.
 All waiting times are a fraction of the real ones.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import functools
 import json
 import os
@@ -35,7 +37,7 @@ from dagster_nanochat.launch.runpod import launcher as launcher_module
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.config import RunPodSettings
 from dagster_nanochat.launch.runpod.launcher import RunPodLauncher
-from nanochat import pod, supervisor
+from nanochat import follower, nodes, pod, supervisor
 from nanochat.data.shards import ShardRecord
 from nanochat.data.sources import get_source
 from nanochat.machine import Gpu, Machine
@@ -76,10 +78,12 @@ PATIENCE = Patience(ready_s=1.5, silent_s=2.0, capacity_s=1.5)
 SETTLED_S = 6.0
 _TIMES: dict[ModuleType, dict[str, Any]] = {
     supervisor: {"LEASE_TTL_S": 1.5, "_RENEW_EVERY_S": 0.25, "_POLL_S": 0.05, "_SHIP_TO_BUCKETS_EVERY_S": 0.1,
-                 "_CHECKPOINT_GRACE_S": 1, "STOP_GRACE_S": 1.5},
+                 "_CHECKPOINT_GRACE_S": 1, "STOP_GRACE_S": 1.5, "SILENT_S": 2.0},
+    nodes: {"SILENT_S": 2.0, "GATHER_S": 3.0},
+    follower: {"_LOOK_EVERY_S": 0.1},
     process: {"_ALONE_AT_MOST_S": 0.8},
     pod: {"_STORE_PATIENCE_S": 2.0, "_RETRY_EVERY_S": 0.1, "_END_TIMEOUT_S": 1.0,
-          "_END_EVERY_S": (0.1, 0.2, 0.4)},
+          "_END_EVERY_S": (0.1, 0.2, 0.4), "GATHER_S": 3.0, "_GATHER_EVERY_S": 0.1},
     holding: {"HELD_TTL_S": 1.5},
     stage_attempt: {"LEASE_TTL_S": 1.5, "WATCH_GRACE_S": 2.5, "_POLL_S": 0.05, "_STATUS_EVERY_S": 0.1,
                     "_TROUBLE_EVERY_S": 0.4, "_CAPACITY_PAUSES_S": (0.25, 1.0)},
@@ -246,10 +250,17 @@ def train(store: ObjectStore, job: TrainingJob, work: Path, spool: Path) -> None
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.end_with_supervisor()
+    peers = Peers(job) if job.hardware.nodes > 1 else None
+    if peers:
+        peers.meet(stopped)
+        if peers.rank:
+            sys.exit(peers.follow(stopped))
     training, step, worked = _newest_checkpoint(store, job) or (job.token, 0, {})
     with spool.open("a", encoding="utf-8") as events:
         started = time.monotonic()
         while step < STEPS and not stopped:
+            if peers:
+                peers.agree(work, stopped)
             step += 1
             _note_work(job.token, step)
             time.sleep(STEP_S)
@@ -269,6 +280,55 @@ def train(store: ObjectStore, job: TrainingJob, work: Path, spool: Path) -> None
         "attempts": [{"token": token, "seconds": seconds} for token, seconds in worked.items()],
     }
     (work / "result.json").write_text(json.dumps(result))
+    if peers:
+        peers.place(0, "done").touch()
+
+
+class Peers:
+    """The training processes of a cluster's nodes: each holds a lock, which the system takes from the dead,
+    and of which the others learn as they would of a connection that is closed."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.rank = int(os.environ["NODE_RANK"])
+        self._others = [rank for rank in range(job.hardware.nodes) if rank != self.rank]
+        self._name = f"peer-{job.token}-{os.environ['NANOCHAT_GROUP']}"
+        self._lock = self.place(self.rank, "new").open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.place(self.rank, "new").rename(self.place(self.rank, "lock"))
+
+    def place(self, rank: int, what: str) -> Path:
+        return Path(os.environ[HISTORY_ENV]) / f"{self._name}-{rank}.{what}"
+
+    def meet(self, stopped: list[int]) -> None:
+        while not all(self.place(rank, "lock").exists() for rank in self._others):
+            if stopped:
+                sys.exit(1)
+            time.sleep(0.01)
+
+    def _gone(self, rank: int) -> bool:
+        with self.place(rank, "lock").open("rb") as theirs:
+            try:
+                fcntl.flock(theirs, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def agree(self, work: Path, stopped: list[int]) -> None:
+        """The first's part of a step: whether all are there, and none was asked to stop."""
+        if any(self._gone(rank) for rank in self._others):
+            error = {"failure": "FAILED", "message": "connection closed by peer", "time": time.time()}
+            (work / "error.json").write_text(json.dumps(error))
+            sys.exit(1)
+        if any(self.place(rank, "stop").exists() for rank in self._others):
+            stopped.append(signal.SIGTERM)
+
+    def follow(self, stopped: list[int]) -> int:
+        """The others' part, to the end of the first's; their exit code."""
+        while not self._gone(0):
+            if stopped:
+                self.place(self.rank, "stop").touch()
+            time.sleep(0.01)
+        return 0 if self.place(0, "done").exists() else 1
 
 
 def _newest_checkpoint(store: ObjectStore, job: TrainingJob) -> tuple[str, int, dict[str, float]] | None:
@@ -361,7 +421,13 @@ def _pipes_session(context: Any, injector: Any, reader: Any) -> Iterator[None]:
 
 
 def orchestrate(
-    history: str, run_id: str, api_url: str, api_key: str, store_url: str, model: str = RECIPE.name
+    history: str,
+    run_id: str,
+    api_url: str,
+    api_key: str,
+    store_url: str,
+    nodes: int = 1,
+    model: str = RECIPE.name,
 ) -> None:
     """One run of the stage of a model; what came of it is written to ``ended-<run id>``."""
     hurry()
@@ -374,7 +440,7 @@ def orchestrate(
     launcher = RunPodLauncher(
         store,
         HurriedClient(api_key, api_url),
-        RunPodSettings(),
+        RunPodSettings(nodes=nodes),
         image=IMAGE,
         patience=PATIENCE,
         environment=os.environ,

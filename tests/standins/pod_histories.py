@@ -51,9 +51,11 @@ class Kill(_Part):
 
 class History(_Part):
     """kills: of the first orchestrator, of the second …; the last one is not killed. sweeps, terminated:
-    seconds after the beginning."""
+    seconds after the beginning. nodes: of the machine; members_end: they are allowed to end their cluster."""
 
     mode: Literal["instant", "phased"] = "instant"
+    nodes: int = 1
+    members_end: bool = False
     strikes: tuple[Strike, ...] = ()
     kills: tuple[Kill, ...] = ()
     sweeps: tuple[float, ...] = ()
@@ -146,6 +148,7 @@ class _Telling:
         self._store = hurried_stage.store_of(folder, store_url)
         hurried_stage.fill(self._store)
         emulator.settings.mode = history.mode
+        emulator.settings.members_end_clusters = history.members_end
         emulator.images["*"] = pod_image(folder)
         self._pods_before = len(emulator.pods())
         self._requests_before = len(emulator.requests)
@@ -182,15 +185,17 @@ class _Telling:
                 self._check_end()
                 if again is None or again["type"] != "receipt":
                     raise Broken(f"with no fault left, the stage ended with {again}")
-            if self._history.quiet and len(self._pods()) != 1:
+            if self._history.quiet and len(self._pods()) != self._history.nodes:
                 raise Broken(f"{len(self._pods())} pods where nothing went wrong")
         except (AssertionError, RunPodError, StoreError, TimeoutError) as error:
             name = "" if isinstance(error, Broken) else f"{type(error).__name__}: "
             raise Broken(f"{name}{error}\n\n{self.story()}") from error
         finally:
             self._emulator.faults.clear()
+            for cluster in self._client.list_clusters():
+                self._client.delete_cluster(cluster.id)
             for pod in self._pods():
-                if pod.deleted_at is None:
+                if pod.deleted_at is None and pod.cluster is None:
                     self._client.delete_pod(pod.id)
             self._client.close()
         return Told(ended=ended, again=again, story=self.story())
@@ -212,6 +217,7 @@ class _Telling:
                 "api_url": self._emulator.url,
                 "api_key": self._emulator.api_key,
                 "store_url": self._store_url,
+                "nodes": self._history.nodes,
             },
             folder=self._folder,
         )
@@ -395,6 +401,6 @@ _NEXT_STEP = re.compile(
 
 
 def _token(pod: PodTruth) -> str:
-    found = re.search(r"\d{8}T\d{6}-[0-9a-f]{8}$", pod.name)
+    found = re.search(r"\d{8}T\d{6}-[0-9a-f]{8}(?=$|-g)", pod.name)
     assert found, pod.name
     return found[0]

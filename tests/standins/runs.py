@@ -158,7 +158,7 @@ def ready_project(store_url: str, home: Path, environment: pytest.MonkeyPatch) -
         assert ingested.success
         tags = {"dagster/partition": "tiny"}
         for asset in ("validation_files", "tokenizer_training"):
-            assert Run(instance, asset=asset, tags=tags, config={}).end().succeeded
+            assert Run(instance, asset=asset, tags=tags, config={}).end(within_s=300).succeeded
         yield SimpleNamespace(instance=instance, store=open_store())
 
 

@@ -26,12 +26,12 @@ from nanochat.store.objects import ObjectNotFound, ObjectStore, PreconditionFail
 
 class LedgerEntry(Document):
     """machine: the provider's name of it, None until it has told one (what was never had costs nothing).
-    usd_per_h: of the whole machine. deadline_at: when it should be gone at the latest. ended_at: when
-    it was seen to be gone, None until then. outcome: how the attempt ended, or why none was made.
-    in_doubt: the answer to the request was lost, so that there may have been a machine: it is counted.
-    twins: what other machines of the same attempt have cost in dollars, by their names, made by a
-    request whose answer was lost. billed_usd: what the provider has billed in the end for all of them,
-    where it was asked."""
+    nodes: how many it is made of, more than one in a cluster. usd_per_h: of all of it. deadline_at: when
+    it should be gone at the latest. ended_at: when it was seen to be gone, None until then. outcome: how
+    the attempt ended, or why none was made. in_doubt: the answer to the request was lost, so that there
+    may have been a machine: it is counted. twins: what other machines of the same attempt have cost in
+    dollars, by their names, made by a request whose answer was lost. billed_usd: what the provider has
+    billed in the end for all of them, where it was asked."""
 
     schema_name: ClassVar[str] = "nanochat.ledger_entry"
 
@@ -42,6 +42,7 @@ class LedgerEntry(Document):
     prefix: str
     offer: str
     usd_per_h: float = Field(ge=0)
+    nodes: int = Field(default=1, ge=1)
     user: str
     host: str
     asked_at: datetime.datetime

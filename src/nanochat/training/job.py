@@ -17,9 +17,11 @@ TrainingStage = Literal["base", "midtrain", "sft"]
 
 
 class JobHardware(BaseModel):
-    """How to run; none of it changes what is trained. `auto` is decided on the machine and reported."""
+    """How to run; none of it changes what is trained. `auto` is decided on the machine and reported.
+    nodes: machines; processes, threads: on each of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    nodes: int = Field(default=1, ge=1)
     processes: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     device_batch_rows: int = Field(default=16, ge=1)
@@ -31,7 +33,7 @@ class JobHardware(BaseModel):
 class Rented(BaseModel):
     """What is paid for, and what was promised for it.
 
-    usd_per_h: of the whole machine. rented_at: when it was asked for, by the orchestrator's clock.
+    usd_per_h: of all machines. gpus: of each. rented_at: when it was asked for, by the orchestrator's clock.
     max_usd: the attempt ends, with a checkpoint, before it has cost more. min_cuda: the CUDA version,
     such as ``12.8``, that the machine's driver supports at least.
     """

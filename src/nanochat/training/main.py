@@ -461,6 +461,7 @@ def _describe_failure(work: Path, error: BaseException) -> None:
     document = {
         "failure": failure.value,
         "message": f"{type(error).__name__}: {error}" if failure is Failure.FAILED else str(error),
+        "time": time.time(),
         "traceback": "" if failure is Failure.CANCELLED else "".join(traceback.format_exception(error)),
     }
     try:

@@ -1,9 +1,9 @@
-"""What pods have cost, as the billing route tells it."""
+"""What pods and clusters have cost, as the billing routes tell it."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emulators.runpod.logs import timestamp
@@ -11,24 +11,41 @@ from emulators.runpod.pods import Pod
 
 
 def pod_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, Any]:
-    """All of a pod's cost stands in one bucket, the one that it was created in: the emulator's clock may
-    run faster than the calendar."""
+    """Members of a cluster are billed with it."""
+    alone = [[pod] for pod in pods if pod.membership is None]
+    return _bill("pod", {pods[0].id: pods for pods in alone}, query)
+
+
+def cluster_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, Any]:
+    clusters: dict[str, list[Pod]] = {}
+    for pod in pods:
+        if pod.membership is not None:
+            clusters.setdefault(pod.membership.cluster, []).append(pod)
+    return _bill("cluster", clusters, query)
+
+
+def _bill(kind: str, rented: Mapping[str, Sequence[Pod]], query: Mapping[str, str]) -> dict[str, Any]:
+    """All of a pod's or cluster's cost stands in one bucket, the one that it was created in: the emulator's
+    clock may run faster than the calendar."""
     size = query.get("bucketSize", "day")
     now = datetime.datetime.now(datetime.UTC)
     start = _bucket(_moment(query.get("startTime"), now - datetime.timedelta(days=30)), size)[0]
     end = _bucket(_moment(query.get("endTime"), now), size)[1]
-    wanted = query.get("podId")
+    wanted = query.get(f"{kind}Id")
     records: list[dict[str, Any]] = []
-    for pod in pods:
-        if wanted in (None, pod.id) and start <= pod.created_at < end:
-            first, after = _bucket(pod.created_at, size)
+    for id, pods in rented.items():
+        created_at = pods[0].created_at
+        if wanted in (None, id) and start <= created_at < end:
+            first, after = _bucket(created_at, size)
             records.append(
-                {"startTime": timestamp(first), "endTime": timestamp(after), "podId": pod.id, **_amounts(pod)}
+                {
+                    "startTime": timestamp(first),
+                    "endTime": timestamp(after),
+                    f"{kind}Id": id,
+                    **_amounts(kind, pods),
+                }
             )
-    totals = {
-        name: sum(record[name] for record in records)
-        for name in ("totalAmount", "gpuAmount", "cpuAmount", "diskAmount")
-    }
+    totals = {name: sum(record[name] for record in records) for name in _amounts(kind, ())}
     return {
         "records": records,
         "metadata": {
@@ -36,25 +53,21 @@ def pod_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, Any]
                 "startTime": timestamp(start),
                 "endTime": timestamp(end),
                 "bucketSize": size,
-                "podId": wanted,
+                f"{kind}Id": wanted,
             },
             "recordCount": len(records),
-            "uniquePodCount": len({record["podId"] for record in records}),
+            f"unique{kind.title()}Count": len(records),
             "totals": totals,
         },
     }
 
 
-def _amounts(pod: Pod) -> dict[str, float]:
-    """USD; disks are free here."""
-    total = pod.hours() * pod.placement.price_usd_per_h
-    on_gpu = pod.placement.gpu is not None
-    return {
-        "totalAmount": total,
-        "gpuAmount": total if on_gpu else 0.0,
-        "cpuAmount": 0.0 if on_gpu else total,
-        "diskAmount": 0.0,
-    }
+def _amounts(kind: str, pods: Sequence[Pod]) -> dict[str, float]:
+    """USD; disks and the network between pods are free here."""
+    on_gpu = sum(pod.hours() * pod.placement.price_usd_per_h for pod in pods if pod.placement.gpu)
+    on_cpu = sum(pod.hours() * pod.placement.price_usd_per_h for pod in pods if not pod.placement.gpu)
+    other = {"cpuAmount": on_cpu} if kind == "pod" else {"networkingAmount": 0.0}
+    return {"totalAmount": on_gpu + on_cpu, "gpuAmount": on_gpu, **other, "diskAmount": 0.0}
 
 
 def _moment(text: str | None, otherwise: datetime.datetime) -> datetime.datetime:

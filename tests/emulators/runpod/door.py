@@ -129,7 +129,7 @@ class Door:
             raise Problem(405, "method not allowed", headers={"Allow": methods})
         route, found = allowed[0]
         values = {name: unquote(value) for name, value in found.items()}
-        if owner != "account" and not (route.by_pod and values.get("id") == owner):
+        if owner != "account" and not (route.by_pod and self._platform.is_own(owner, values.get("id"))):
             raise Problem(403, "access denied")
         query = dict(request.query_params)
         body = await self._body(request)

@@ -260,6 +260,12 @@ class Platform:
             return "account"
         return next((pod.id for pod in self.pods.values() if pod.api_key == key), None)
 
+    def is_own(self, pod: str, id: str | None) -> bool:
+        """Whether the thing of that id is the pod's own to end."""
+        membership = self.pods[pod].membership
+        its_cluster = membership.cluster if membership and self.settings.members_end_clusters else None
+        return id in (pod, its_cluster) and id is not None
+
     def set_secret(self, name: str, value: str, description: str = "") -> dict[str, str]:
         """Make a secret, or give one another value."""
         kept = self.secrets.get(name) or {

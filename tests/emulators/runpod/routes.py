@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from emulators.runpod.billing import pod_billing
+from emulators.runpod.billing import cluster_billing, pod_billing
 from emulators.runpod.logs import Line
 from emulators.runpod.platform import Platform
 from emulators.runpod.pods import Pod
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Route:
-    """by_pod: a pod's own key may do it, to that pod."""
+    """by_pod: a pod's own key may do it, to that pod (or, if the settings say so, to its cluster)."""
 
     method: str
     template: str
@@ -188,8 +188,12 @@ def _gpu(call: Call, id: str) -> dict[str, Any]:
     )
 
 
-def billing(call: Call) -> Answer:
+def bill_pods(call: Call) -> Answer:
     return Answer(body=pod_billing(call.platform.pods.values(), call.query))
+
+
+def bill_clusters(call: Call) -> Answer:
+    return Answer(body=cluster_billing(call.platform.pods.values(), call.query))
 
 
 # -- account ---------------------------------------------------------------------------------------
@@ -290,11 +294,12 @@ ROUTES = (
     Route(method="POST", template="/v2/clusters", handle=create_cluster),
     Route(method="GET", template="/v2/clusters/{id}", handle=get_cluster),
     Route(method="PATCH", template="/v2/clusters/{id}", handle=update_cluster),
-    Route(method="DELETE", template="/v2/clusters/{id}", handle=delete_cluster),
+    Route(method="DELETE", template="/v2/clusters/{id}", handle=delete_cluster, by_pod=True),
     Route(method="GET", template="/v2/clusters/{id}/pods", handle=cluster_pods),
     Route(method="GET", template="/v2/catalog/gpus", handle=list_gpus),
     Route(method="GET", template="/v2/catalog/gpus/{id}", handle=get_gpu),
-    Route(method="GET", template="/v2/billing/pods", handle=billing),
+    Route(method="GET", template="/v2/billing/pods", handle=bill_pods),
+    Route(method="GET", template="/v2/billing/clusters", handle=bill_clusters),
     Route(method="GET", template="/v2/account/secrets", handle=list_secrets),
     Route(method="POST", template="/v2/account/secrets", handle=create_secret),
     Route(method="GET", template="/v2/account/secrets/{id}", handle=get_secret),

@@ -38,6 +38,9 @@ class Settings(BaseModel):
     runtime_null_s: float = Field(default=0.0, ge=0, description="`runtime` stays null after that start")
     restart_delay_s: float = Field(default=0.3, ge=0, description="from a container's exit to its restart")
     stop_grace_s: float = Field(default=0.5, ge=0, description="from SIGTERM to SIGKILL")
+    members_end_clusters: bool = Field(
+        default=False, description="a member's own key may delete its cluster: nobody has told whether it may"
+    )
     clock_speed: float = Field(default=1.0, gt=0, description="seconds that are billed for a second")
     balance_usd: float | None = Field(default=None, description="None: as much as is needed")
     quota_per_minute: int = Field(default=6_000, ge=1)

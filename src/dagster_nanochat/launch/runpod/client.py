@@ -35,6 +35,7 @@ from dagster_nanochat.launch.runpod.errors import (
 from dagster_nanochat.launch.runpod.models import (
     Cloud,
     Cluster,
+    ClusterBilling,
     ClusterRequest,
     GpuType,
     LogSource,
@@ -255,12 +256,25 @@ class RunPodClient:
         self, start: datetime, end: datetime | None = None, *, bucket: str = "hour", pod_id: str | None = None
     ) -> list[PodBilling]:
         """What pods cost from start to end (default: now), a record for each pod and bucket (hour, day)."""
-        params = {"startTime": _rfc3339(start), "bucketSize": bucket}
-        if end:
-            params["endTime"] = _rfc3339(end)
-        if pod_id:
-            params["podId"] = pod_id
-        return self._pages("/billing/pods", "records", PodBilling, params)
+        return self._pages(
+            "/billing/pods", "records", PodBilling, _billed(start, end, bucket, "podId", pod_id)
+        )
+
+    def billing_clusters(
+        self,
+        start: datetime,
+        end: datetime | None = None,
+        *,
+        bucket: str = "hour",
+        cluster_id: str | None = None,
+    ) -> list[ClusterBilling]:
+        """The same of clusters."""
+        return self._pages(
+            "/billing/clusters",
+            "records",
+            ClusterBilling,
+            _billed(start, end, bucket, "clusterId", cluster_id),
+        )
 
     # ----------------------------------------------------------------------------------------------
     # Exchanges
@@ -404,6 +418,13 @@ class RunPodClient:
 
 def _segment(identifier: str) -> str:
     return quote(identifier, safe="")
+
+
+def _billed(start: datetime, end: datetime | None, bucket: str, name: str, id: str | None) -> dict[str, str]:
+    query = {"startTime": _rfc3339(start), "bucketSize": bucket}
+    if end:
+        query["endTime"] = _rfc3339(end)
+    return {**query, name: id} if id else query
 
 
 def _rfc3339(moment: datetime) -> str:

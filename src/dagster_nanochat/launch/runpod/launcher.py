@@ -1,18 +1,21 @@
-"""The RunPod launcher: an attempt on a rented pod, asked for once and given back for certain.
+"""The RunPod launcher: an attempt on a rented machine, asked for once and given back for certain.
 
-A pod is named after its attempt, and the ledger of the store has an entry for it before it is asked
-for: so whoever finds a pod knows whose it is, and a pod that is in no ledger of this store is left
-alone. RunPod's word that a pod runs says nothing (runpod.md, section 2), so what is relied on is that
-its supervisor renews the attempt's lease; RunPod is asked now and then whether the pod is still there.
+The machine is a pod, or a cluster of several where the settings ask for nodes. It is named after its attempt,
+and the ledger of the store has an entry for it before it is asked for: so whoever finds a machine knows whose
+it is, and one that is in no ledger of this store is left alone. RunPod's word that a pod runs says nothing
+(runpod.md, section 2), so what is relied on is that its supervisor renews the attempt's lease; RunPod is
+asked now and then whether the machine is still there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -20,8 +23,8 @@ from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, R
 from dagster_nanochat.launch.images import TRAINING_IMAGE_ENV, record_image, recorded_image
 from dagster_nanochat.launch.registry import ImageError, resolve_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
-from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings, variable
-from dagster_nanochat.launch.runpod.ending import CONSOLE_URL, end_pods, pod_token
+from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings
+from dagster_nanochat.launch.runpod.ending import end_machines
 from dagster_nanochat.launch.runpod.errors import (
     Forbidden,
     InsufficientBalance,
@@ -35,13 +38,23 @@ from dagster_nanochat.launch.runpod.errors import (
     Unauthorized,
     Unavailable,
 )
+from dagster_nanochat.launch.runpod.machines import (
+    Kind,
+    Machine,
+    console_url,
+    find_machine,
+    list_machines,
+    machine_title,
+    new_group,
+)
 from dagster_nanochat.launch.runpod.models import (
+    ClusterCompute,
+    ClusterRequest,
     GpuRequest,
+    LogSource,
     Mounts,
     PersistentMount,
-    Pod,
     PodRequest,
-    PodStatus,
 )
 from dagster_nanochat.launch.runpod.offers import RunPodOffer, find_offers
 from nanochat import pod as in_pod
@@ -68,7 +81,10 @@ STORE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 OTHER_SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 _PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
 
-_DEAD = (PodStatus.EXITED, PodStatus.ERROR, PodStatus.TERMINATED)
+# The network between a cluster's pods (runpod.md, section 3).
+CLUSTER_INTERFACE = {"NCCL_SOCKET_IFNAME": "ens1"}
+_GROUP_ENV = "NANOCHAT_GROUP"
+
 # What the host's log says of a container that will never start here (runpod.md, sections 2 and 6).
 _HOPELESS = re.compile(
     r"failed to pull image|image pull: .*(not found|denied|unauthorized)|error starting container"
@@ -78,14 +94,19 @@ _HOPELESS = re.compile(
 _LOOK_EVERY_S = 20.0
 _LIST_EVERY_S = 5.0
 _CREATIONS = 3
-# A pod whose creation was answered with an error appears in the list a little later.
+# A machine whose creation was answered with an error appears in the list a little later.
 _LOOK_FOR_LOST_S = (1.0, 2.0, 4.0, 8.0)
 # What a machine may need beyond its deadline: to start, and to end itself.
 _LIFETIME_MARGIN_S = 1800.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunPodHandle(Handle):
+    kind: Kind
+
+
 class RunPodLauncher:
-    """Runs attempts on pods. Raises AttemptFailed where RunPod or the settings do not let it."""
+    """Runs attempts on pods and clusters. Raises AttemptFailed where RunPod or the settings do not let it."""
 
     name = "runpod"
     max_machines = MAX_MACHINES
@@ -109,8 +130,10 @@ class RunPodLauncher:
         self.patience: Patience | None = patience
         self._environment = environment
         self._max_pods = max_pods
-        self._listed: tuple[float, list[Pod]] = (-math.inf, [])
+        self._listed: tuple[float, list[Machine]] = (-math.inf, [])
         self._looked: dict[str, tuple[float, bool]] = {}
+        # The most nodes that a machine was seen with: they come one by one, and none goes.
+        self._nodes: dict[str, int] = {}
 
     # ----------------------------------------------------------------------------------------------
     # Before money
@@ -121,12 +144,6 @@ class RunPodLauncher:
                 Failure.BAD_REQUEST,
                 f"a pod cannot reach the store {self._store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
             )
-        if self._settings.nodes > 1:
-            raise AttemptFailed(
-                Failure.BAD_REQUEST,
-                f"{variable('nodes')}={self._settings.nodes}: this version trains a stage on one machine; "
-                f"unset it and ask for more GPUs ({variable('gpu_count')})",
-            )
         try:
             return list(find_offers(self._client, request, self._settings, flops))
         except RunPodError as error:
@@ -135,6 +152,7 @@ class RunPodLauncher:
     def hardware(self, wanted: Hardware, offer: Offer) -> JobHardware:
         assert isinstance(offer, RunPodOffer)
         return JobHardware(
+            nodes=offer.nodes,
             processes=offer.gpu_count,
             threads=number_setting(THREADS_ENV, default=THREADS),
             device_batch_rows=wanted.device_batch_rows,
@@ -191,6 +209,7 @@ class RunPodLauncher:
             prefix=job.prefix,
             offer=offer.name,
             usd_per_h=offer.price_usd_per_h,
+            nodes=offer.nodes,
             user=user_name(),
             host=machine_name(),
             asked_at=utc_now(),
@@ -207,37 +226,38 @@ class RunPodLauncher:
             )
         write_entry(self._store, entry)
         try:
-            pod = self._create(request, job.token)
-            self._note_machine(job.token, pod)
+            machine = self._create(request, job.token)
+            self._note_machine(job.token, machine)
         except BaseException as error:
-            # Whatever went wrong, an interrupt too: if there is a pod, nobody else will end it.
+            # Whatever went wrong, an interrupt too: if there is a machine, nobody else will end it.
             outcome = error.failure if isinstance(error, AttemptFailed) else Failure.CANCELLED
             try:
                 self._end_token(job.token, str(outcome))
             except TimeoutError as stays:
                 raise AttemptFailed(Failure.LOST, f"{error}. {stays}") from error
             raise
-        return self._handle(job.token, pod)
+        return self._handle(job.token, machine)
 
-    def _handle(self, token: str, pod: Pod) -> Handle:
-        return Handle(launcher=self.name, token=token, id=pod.id, url=CONSOLE_URL.format(pod.id))
+    def _handle(self, token: str, machine: Machine) -> RunPodHandle:
+        url = console_url(machine.kind, machine.id)
+        return RunPodHandle(launcher=self.name, token=token, id=machine.id, url=url, kind=machine.kind)
 
-    def _note_machine(self, token: str, pod: Pod) -> None:
+    def _note_machine(self, token: str, machine: Machine) -> None:
         change_entry(
             self._store,
             token,
             lambda entry: {
-                "machine": pod.id,
-                "url": CONSOLE_URL.format(pod.id),
-                "usd_per_h": pod.usd_per_h or entry.usd_per_h,
+                "machine": machine.id,
+                "url": console_url(machine.kind, machine.id),
+                "usd_per_h": machine.usd_per_h or entry.usd_per_h,
                 # The sweeper may have closed it meanwhile.
                 **({} if entry.open else {"ended_at": None, "outcome": "", "billed_usd": None}),
             },
         )
 
     def _require_room(self) -> None:
-        """Pods whose orchestrator has died hold no slot any more, and count."""
-        living = [token for token, pod in self._ours() if pod.status not in _DEAD]
+        """Machines whose orchestrator has died hold no slot any more, and count."""
+        living = [token for token, machine in self._ours() if not machine.dead]
         if len(living) >= self._max_pods:
             raise AttemptFailed(
                 Failure.NO_CAPACITY,
@@ -264,53 +284,70 @@ class RunPodLauncher:
                 "Secrets) under that name; pods are told no credential in plain words",
             )
 
-    def _request(self, job: TrainingJob, offer: RunPodOffer) -> PodRequest:
+    def _request(self, job: TrainingJob, offer: RunPodOffer) -> PodRequest | ClusterRequest:
         shards = sum(file.size_bytes for file in job.shards)
         settings = self._settings
-        disk = settings.container_disk_gb or disk_gb(shards, _parameters(job.recipe))
         volume = settings.volume_disk_gb
         ram = settings.min_ram_gib
         assert job.image is not None
-        return PodRequest(
-            name=f"nanochat-{job.model}-{job.stage}-{job.token}",
-            image=job.image,
-            env=self._pod_environment(job),
-            disk=disk,
-            mounts=Mounts(persistent=PersistentMount(size=volume, path="/workspace")) if volume else None,
-            data_center_ids=offer.data_center_ids or None,
-            gpu=GpuRequest(
-                id=offer.gpu_type_id,
-                count=offer.gpu_count,
-                min_cuda_version=settings.min_cuda_version,
-                min_ram_per_gpu=None if ram is None else max(1, round(ram / offer.gpu_count)),
-            ),
-            cloud=offer.cloud,
+        container: dict[str, Any] = {
+            "name": machine_title(job.model, job.stage, job.token),
+            "image": job.image,
+            "env": self._container_environment(job),
+            "disk": settings.container_disk_gb or disk_gb(shards, _parameters(job.recipe)),
+            "mounts": Mounts(persistent=PersistentMount(size=volume, path="/workspace")) if volume else None,
+            "data_center_ids": offer.data_center_ids or None,
+        }
+        if offer.nodes > 1:
+            compute = ClusterCompute(
+                gpu_type_id=offer.gpu_type_id, gpu_count_per_pod=offer.gpu_count, pod_count=offer.nodes
+            )
+            return ClusterRequest(**container, compute=compute)
+        gpu = GpuRequest(
+            id=offer.gpu_type_id,
+            count=offer.gpu_count,
+            min_cuda_version=settings.min_cuda_version,
+            min_ram_per_gpu=None if ram is None else max(1, round(ram / offer.gpu_count)),
         )
+        return PodRequest(**container, gpu=gpu, cloud=offer.cloud)
 
-    def _pod_environment(self, job: TrainingJob) -> dict[str, str]:
-        pod = f"{self._client.base_url}/pods/${{RUNPOD_POD_ID}}"
-        key = "RUNPOD_API_KEY"  # in a pod, a key that RunPod made for it alone
-        end = [
-            in_pod.EndRequest(method="DELETE", url=pod, bearer=key),
-            in_pod.EndRequest(method="POST", url=f"{pod}/action", body={"action": "terminate"}, bearer=key),
-        ]
+    def _container_environment(self, job: TrainingJob) -> dict[str, str]:
+        several = job.hardware.nodes > 1
         return {
             **{name: self._environment[name] for name in _PASSED_ON if self._environment.get(name)},
             **{name: f"{{{{ RUNPOD_SECRET_{name} }}}}" for name in self._secrets()},
+            **(CLUSTER_INTERFACE if several else {}),
             **self._settings.env_variables,
             in_pod.STORE_ENV: self._store.url,
             in_pod.JOB_ENV: f"{job.attempt_prefix}/job.json",
-            in_pod.END_ENV: in_pod.encode_end(end),
-            in_pod.MACHINE_ENV: "RUNPOD_POD_ID",
+            in_pod.END_ENV: in_pod.encode_end(self._end_requests(several)),
+            in_pod.MACHINE_ENV: _GROUP_ENV if several else "RUNPOD_POD_ID",
             in_pod.LIFETIME_ENV: f"{job.deadline_s + _LIFETIME_MARGIN_S:.0f}",
         }
 
-    def _create(self, request: PodRequest, token: str) -> Pod:
-        """One pod of that token. Raises AttemptFailed."""
+    def _end_requests(self, several: bool) -> list[in_pod.EndRequest]:
+        """Every way to the end that a pod's own key may be allowed. A member of a cluster first asks which
+        cluster it is of; a pod that ends alone would leave the others to be paid for."""
+        key = "RUNPOD_API_KEY"  # in a pod, a key that RunPod made for it alone
+        pod, cluster = f"{self._client.base_url}/pods/${{RUNPOD_POD_ID}}", "CLUSTER_ID"
+        its_cluster = [
+            in_pod.EndRequest(method="GET", url=pod, bearer=key, learns={cluster: "cluster.id"}),
+            in_pod.EndRequest(
+                method="DELETE", url=f"{self._client.base_url}/clusters/${{{cluster}}}", bearer=key
+            ),
+        ]
+        return [
+            *(its_cluster if several else []),
+            in_pod.EndRequest(method="DELETE", url=pod, bearer=key),
+            in_pod.EndRequest(method="POST", url=f"{pod}/action", body={"action": "terminate"}, bearer=key),
+        ]
+
+    def _create(self, request: PodRequest | ClusterRequest, token: str) -> Machine:
+        """One machine of that token. Raises AttemptFailed."""
         doubt: RunPodError | None = None
         for _ in range(_CREATIONS):
             try:
-                return self._client.create_pod(request)
+                return self._ask_for(request)
             except MaybeCreated as error:
                 doubt = error
                 change_entry(self._store, token, lambda entry: {"in_doubt": True})
@@ -322,12 +359,22 @@ class RunPodLauncher:
         assert doubt is not None
         raise AttemptFailed(Failure.NO_CAPACITY, str(doubt)) from doubt
 
-    def _look_for(self, token: str) -> Pod | None:
+    def _ask_for(self, request: PodRequest | ClusterRequest) -> Machine:
+        """Every cluster is of a group of its own, so that the members of twins are told apart. Raises
+        RunPodError."""
+        if isinstance(request, PodRequest):
+            return Machine.of_pod(self._client.create_pod(request))
+        group = new_group()
+        named = {"name": f"{request.name}-{group}", "env": {**request.env, _GROUP_ENV: group}}
+        return Machine.of_cluster(self._client.create_cluster(request.model_copy(update=named)))
+
+    def _look_for(self, token: str) -> Machine | None:
         for pause_s in _LOOK_FOR_LOST_S:
             time.sleep(pause_s)
             try:
-                for pod in self._pods_of(token):
-                    return pod
+                for machine in list_machines(self._client):
+                    if machine.token == token:
+                        return machine
             except RunPodError:
                 continue  # it is looked for again before the attempt is given up
         return None
@@ -337,18 +384,18 @@ class RunPodLauncher:
 
     def find(self, prefix: str) -> Handle | None:
         found = None
-        for token, pod in self._ours():
+        for token, machine in self._ours():
             entry = read_entry(self._store, token)
             if entry is None or entry.prefix != prefix:
                 continue
-            handle = self._handle(token, pod)
-            if pod.status in _DEAD or not entry.open or self._is_over(prefix, token):
+            handle = self._handle(token, machine)
+            if machine.dead or not entry.open or self._is_over(prefix, token):
                 try:
                     self.terminate(handle, entry.outcome)
                 except TimeoutError as stays:
                     raise AttemptFailed(Failure.LOST, str(stays)) from stays
-            elif entry.machine in (None, pod.id):
-                self._note_machine(token, pod)
+            elif entry.machine in (None, machine.id):
+                self._note_machine(token, machine)
                 found = handle
         return found
 
@@ -356,58 +403,81 @@ class RunPodLauncher:
         told = EventStream(self._store, f"{attempt_prefix(prefix, token)}/events.jsonl").all()
         return ending_of(told) is not None
 
-    def _ours(self) -> Iterator[tuple[str, Pod]]:
-        """Every pod that is in this store's ledger, with its token. Raises AttemptFailed."""
+    def _ours(self) -> Iterator[tuple[str, Machine]]:
+        """Every machine that is in this store's ledger, with its token. Raises AttemptFailed."""
         if time.monotonic() - self._listed[0] >= _LIST_EVERY_S:
             try:
-                self._listed = (time.monotonic(), self._client.list_pods())
+                self._listed = (time.monotonic(), list_machines(self._client))
             except RunPodError as error:
                 raise _explained(error) from error
-        for pod in self._listed[1]:
-            token = pod_token(pod)
-            if token and read_entry(self._store, token):
-                yield token, pod
-
-    def _pods_of(self, token: str) -> list[Pod]:
-        """Raises RunPodError."""
-        return [pod for pod in self._client.list_pods() if pod_token(pod) == token]
+        for machine in self._listed[1]:
+            if machine.token and read_entry(self._store, machine.token):
+                yield machine.token, machine
 
     def alive(self, handle: Handle) -> bool:
+        """With one node gone, a cluster is of no more use."""
+        assert isinstance(handle, RunPodHandle)
         looked_at, alive = self._looked.get(handle.token, (None, True))
         if looked_at is None or time.monotonic() - looked_at >= _LOOK_EVERY_S:
             try:
-                pod = self._client.get_pod(handle.id)
-                alive = pod is not None and pod.status not in _DEAD
+                machine = find_machine(self._client, handle.kind, handle.id)
+                alive = machine is not None and not machine.dead and self._is_whole(handle.token, machine)
             except RunPodError:
-                pass  # the lease tells more: RunPod may be away while the pod works
+                pass  # the lease tells more: RunPod may be away while the machine works
             self._looked[handle.token] = (time.monotonic(), alive)
         return alive
 
+    def _is_whole(self, token: str, machine: Machine) -> bool:
+        nodes = len(machine.pods)
+        self._nodes[token] = max(nodes, self._nodes.get(token, 0))
+        return nodes == self._nodes[token]
+
     def trouble(self, handle: Handle) -> str | None:
         try:
-            lines = self._client.pod_logs(handle.id, source="system", tail=50, max_seconds=4.0)
+            logs = self._logs(handle, "system", tail=50, max_seconds=4.0)
         except RunPodError:
             return None  # nothing known
-        return next((line for line in reversed(lines) if _HOPELESS.search(line)), None)
+        lines = (line for log in logs.values() for line in reversed(log) if _HOPELESS.search(line))
+        return next(lines, None)
 
     def last_words(self, handle: Handle) -> str:
         try:
-            lines = self._client.pod_logs(handle.id, source="container", tail=20, max_seconds=6.0)
+            logs = self._logs(handle, "container", tail=20, max_seconds=6.0)
         except NotFound:
             return "the pod is gone, and its log with it"
         except RunPodError as error:
             return f"its log cannot be read: {error}"
-        return "The pod's last lines:\n" + "\n".join(lines) if lines else ""
+        words = [f"The {name}'s last lines:\n" + "\n".join(log) for name, log in logs.items() if log]
+        return "\n".join(words)
+
+    def _logs(
+        self, handle: Handle, source: LogSource, *, tail: int, max_seconds: float
+    ) -> dict[str, list[str]]:
+        """Of every node by its name, the first one's first. Raises RunPodError."""
+        assert isinstance(handle, RunPodHandle)
+        if handle.kind == "pod":
+            names = {"pod": handle.id}
+        else:
+            members = self._client.cluster_pods(handle.id)
+            ranks = {member.id: (member.cluster and member.cluster.rank) or 0 for member in members}
+            names = {f"node {ranks[id]}": id for id in sorted(ranks, key=lambda id: ranks[id])}
+
+        def log(pod_id: str) -> list[str]:
+            return self._client.pod_logs(pod_id, source=source, tail=tail, max_seconds=max_seconds)
+
+        with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
+            return dict(zip(names, pool.map(log, names.values()), strict=True))
 
     # ----------------------------------------------------------------------------------------------
     # Ending
 
     def terminate(self, handle: Handle, outcome: str = "") -> None:
-        self._end_token(handle.token, outcome, handle.id)
+        assert isinstance(handle, RunPodHandle)
+        self._end_token(handle.token, outcome, {handle.id: handle.kind})
 
-    def _end_token(self, token: str, outcome: str, pod_id: str | None = None) -> None:
-        """End every pod of the attempt, see them gone, and close its entry. Raises TimeoutError."""
-        end_pods(self._client, self._store, token, outcome, [pod_id] if pod_id else [])
+    def _end_token(self, token: str, outcome: str, known: Mapping[str, Kind] | None = None) -> None:
+        """End every machine of the attempt, see them gone, and close its entry. Raises TimeoutError."""
+        end_machines(self._client, self._store, token, outcome, known)
 
 
 def _parameters(recipe: Recipe) -> int:

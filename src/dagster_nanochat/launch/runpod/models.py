@@ -271,13 +271,23 @@ class Secret(_Answer):
     name: str
 
 
-class PodBilling(_Answer):
-    """What a pod cost within a bucket of time, in USD."""
+class Billing(_Answer):
+    """What something cost within a bucket of time, in USD."""
 
-    pod_id: str
     start_time: datetime
     end_time: datetime
     total_usd: float = Field(alias="totalAmount")
     gpu_usd: float = Field(default=0.0, alias="gpuAmount")
-    cpu_usd: float = Field(default=0.0, alias="cpuAmount")
     disk_usd: float = Field(default=0.0, alias="diskAmount")
+
+
+class PodBilling(Billing):
+    pod_id: str
+    cpu_usd: float = Field(default=0.0, alias="cpuAmount")
+
+
+class ClusterBilling(Billing):
+    """All of a cluster's pods, and the network between them."""
+
+    cluster_id: str
+    networking_usd: float = Field(default=0.0, alias="networkingAmount")

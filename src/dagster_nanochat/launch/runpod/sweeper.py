@@ -1,19 +1,20 @@
 """The sweeper: what is rented at RunPod by this store's ledger, and the end of what nobody owns.
 
-It is the last of three layers that end a pod, and knows only the ledger and the store: it touches no
-pod whose name is not ours, and none of another store.
+It is the last of three layers that end a machine, a pod or a cluster, and knows only the ledger and the
+store: it touches none whose name is not ours, and none of another store.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
-from dagster_nanochat.launch.runpod.ending import close_gone, end_pods, end_twin, pod_token
+from dagster_nanochat.launch.runpod.ending import close_gone, end_machines, end_twin
 from dagster_nanochat.launch.runpod.errors import RunPodError
-from dagster_nanochat.launch.runpod.models import Pod, PodStatus
+from dagster_nanochat.launch.runpod.machines import Machine, kind_of, list_machines
+from dagster_nanochat.launch.runpod.models import Billing, PodStatus
 from nanochat.events import EventStream, ending_of
 from nanochat.failures import Failure
 from nanochat.store import ObjectStore
@@ -30,9 +31,9 @@ _ASKING_FOR = datetime.timedelta(minutes=5)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rental:
-    """A pod of this store. why_end: the reason that nobody needs it; None where somebody does."""
+    """A machine of this store. why_end: the reason that nobody needs it; None where somebody does."""
 
-    pod: Pod
+    machine: Machine
     entry: LedgerEntry
     why_end: str | None
 
@@ -47,34 +48,33 @@ class Swept:
     def describe(self) -> str:
         entry = self.entry
         return (
-            f"ended pod {entry.machine or '?'} ({entry.stage} of {entry.model}, {entry.offer}): "
+            f"ended {kind_of(entry)} {entry.machine or '?'} ({entry.stage} of {entry.model}, {entry.offer}): "
             f"{self.why}; ${entry.dollars():.2f}"
         )
 
 
 def rentals(client: RunPodClient, store: ObjectStore) -> Iterator[Rental]:
-    """Every pod that this store's ledger knows. Raises RunPodError."""
-    for pod in client.list_pods():
-        token = pod_token(pod)
-        entry = read_entry(store, token) if token else None
+    """Every pod and cluster that this store's ledger knows. Raises RunPodError."""
+    for machine in list_machines(client):
+        entry = read_entry(store, machine.token) if machine.token else None
         if entry is not None:
-            yield Rental(pod=pod, entry=entry, why_end=_why_end(store, pod, entry))
+            yield Rental(machine=machine, entry=entry, why_end=_why_end(store, machine, entry))
 
 
 def sweep(client: RunPodClient, store: ObjectStore) -> Iterator[Swept]:
-    """End every pod that nobody needs, and close the entries of those that are gone.
+    """End every machine that nobody needs, and close the entries of those that are gone.
 
-    Raises RunPodError, and TimeoutError for a pod that will not go.
+    Raises RunPodError, and TimeoutError for one that will not go.
     """
     living = set()
     for rental in rentals(client, store):
         living.add(rental.entry.token)
         if rental.why_end is None:
             continue
-        if _is_twin(rental.pod, rental.entry):
-            end_twin(client, store, rental.entry.token, rental.pod)
+        if _is_twin(rental.machine, rental.entry):
+            end_twin(client, store, rental.entry.token, rental.machine)
         else:
-            end_pods(client, store, rental.entry.token, rental.entry.outcome or str(Failure.LOST))
+            end_machines(client, store, rental.entry.token, rental.entry.outcome or str(Failure.LOST))
         yield _accounted(client, store, rental.entry.token, rental.why_end)
     for entry in list(entries(store)):
         if entry.open and entry.token not in living and not _is_asked_for(store, entry, utc_now()):
@@ -82,15 +82,15 @@ def sweep(client: RunPodClient, store: ObjectStore) -> Iterator[Swept]:
             yield _accounted(client, store, entry.token, "it was gone already")
 
 
-def _why_end(store: ObjectStore, pod: Pod, entry: LedgerEntry) -> str | None:
+def _why_end(store: ObjectStore, machine: Machine, entry: LedgerEntry) -> str | None:
     now = utc_now()
     if not entry.open:
         return f"its attempt is over ({entry.outcome})"
     if now > entry.deadline_at:
         return f"its deadline has passed ({entry.deadline_at:%Y-%m-%d %H:%M} UTC)"
-    if pod.status in (PodStatus.EXITED, PodStatus.ERROR):
-        return f"it has stopped ({pod.status}), and costs on"
-    if _is_twin(pod, entry):
+    if machine.dead and machine.status != PodStatus.TERMINATED:
+        return f"it has stopped ({machine.status}), and costs on"
+    if _is_twin(machine, entry):
         return f"it is a twin of {entry.machine}: its creation was answered with an error"
     told = EventStream(store, f"{attempt_prefix(entry.prefix, entry.token)}/events.jsonl").all()
     ended = ending_of(told)
@@ -104,14 +104,14 @@ def _why_end(store: ObjectStore, pod: Pod, entry: LedgerEntry) -> str | None:
 
 
 def _is_asked_for(store: ObjectStore, entry: LedgerEntry, now: datetime.datetime) -> bool:
-    """Whether an orchestrator may be asking for the attempt's pod just now, or its supervisor works."""
+    """Whether an orchestrator may be asking for the attempt's machine just now, or its supervisor works."""
     lease = read_lease(store, f"{entry.prefix}/lease.json")
     owned = lease is not None and lease.token == entry.token and not _silent(lease, now)
     return owned or now - entry.asked_at < _ASKING_FOR
 
 
-def _is_twin(pod: Pod, entry: LedgerEntry) -> bool:
-    return entry.open and entry.machine not in (None, pod.id)
+def _is_twin(machine: Machine, entry: LedgerEntry) -> bool:
+    return entry.open and entry.machine not in (None, machine.id)
 
 
 def _silent(lease: Lease, now: datetime.datetime) -> bool:
@@ -122,6 +122,12 @@ def _time(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
+def _bills(client: RunPodClient, machine: str, entry: LedgerEntry) -> Sequence[Billing]:
+    if kind_of(entry) == "pod":
+        return client.billing_pods(entry.asked_at, entry.ended_at, pod_id=machine)
+    return client.billing_clusters(entry.asked_at, entry.ended_at, cluster_id=machine)
+
+
 def _accounted(client: RunPodClient, store: ObjectStore, token: str, why: str) -> Swept:
     """The entry, with RunPod's own figure where it has one: nobody looked when the pod ended."""
     entry = read_entry(store, token)
@@ -129,7 +135,7 @@ def _accounted(client: RunPodClient, store: ObjectStore, token: str, why: str) -
     if entry.machine is None or entry.ended_at is None:
         return Swept(entry=entry, why=why)
     try:
-        bills = client.billing_pods(entry.asked_at, entry.ended_at, pod_id=entry.machine)
+        bills = _bills(client, entry.machine, entry)
     except RunPodError:
         bills = []  # our own count stands, which is never less
     # A bill that does not reach to the end yet would be too low.

@@ -52,7 +52,7 @@ _BROKEN_AT_MOST = 5
 
 # -- what may happen -------------------------------------------------------------------------------
 
-CREATE = "POST /v2/pods$"
+CREATE = "POST /v2/(pods|clusters)$"
 # A stage where nothing goes wrong takes a second or two.
 MOMENTS = st.one_of(st.just(0.0), st.floats(0.0, 2.0).map(lambda seconds: round(seconds, 2)))
 DELAYS = st.floats(0.0, 1.0).map(lambda seconds: round(seconds, 2))
@@ -60,7 +60,7 @@ TIMES = st.sampled_from([1, 1, 1, 2, 3, 5, 12, None])
 REQUESTS = st.sampled_from(
     [
         *("", CREATE, "GET /v2/pods$", "GET /v2/pods/[^/]+$", "DELETE", "/action", "/catalog/", "/secrets"),
-        *("/logs", "/billing"),
+        *("/logs", "/billing", "/clusters"),
     ]
 )
 STATUSES = st.sampled_from([401, 402, 403, 404, 409, 422, 429, 500, 502, 503])
@@ -124,6 +124,8 @@ def some(what: st.SearchStrategy[Any], *counts: int) -> st.SearchStrategy[tuple[
 HISTORY = st.builds(
     History,
     mode=st.sampled_from(["instant", "phased"]),
+    nodes=st.sampled_from([1, 1, 2]),
+    members_end=st.booleans(),
     strikes=some(STRIKES, 0, 1, 2, 3, 4, 5),
     kills=some(KILLS, 0, 0, 1, 1, 2),
     sweeps=some(MOMENTS, 0, 0, 1, 2),
