@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -53,6 +54,10 @@ def run_quickstart(model: str, *, force: str, question: str) -> int:
     recipe = find_recipe(model)
     if recipe is None:
         return 1
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So does a script start what is behind its `&`. Dagster would take over the same for SIGTERM, and
+        # wait a minute for the end of its own helpers after every run.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     off = [stage for stage in stages_named(force) if not STAGES[stage].enabled(recipe)]
     if off and force != "all":
         raise ValueError(f"--stages: {', '.join(sorted(off))} is switched off in the recipe of {model}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -30,6 +32,10 @@ def project(tmp_path_factory, module_environment) -> SimpleNamespace:
         "COLUMNS": "200",
     }
 
+    def start(*command: str, **how: Any) -> subprocess.Popen[str]:
+        program = [str(BIN / command[0]), *command[1:]]
+        return subprocess.Popen(program, cwd=root, env=environment, text=True, **how)
+
     def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],
@@ -40,7 +46,7 @@ def project(tmp_path_factory, module_environment) -> SimpleNamespace:
             timeout=280,
         )
 
-    return SimpleNamespace(root=root, run=run, home=root / ".dagster")
+    return SimpleNamespace(root=root, run=run, start=start, home=root / ".dagster")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,25 @@ def test_a_second_quickstart_says_stage_by_stage_that_it_is_fresh(
     for line, stage in zip(lines[-5:-1], ("tokenizer", "base", "midtrain", "sft"), strict=True):
         assert line.startswith(f"{stage}: fresh (receipt ")
     assert "launched" not in second.stdout
+
+
+def test_a_quickstart_that_a_script_has_in_the_background_can_be_interrupted(
+    project: SimpleNamespace, first: subprocess.CompletedProcess[str]
+) -> None:
+    process = project.start(
+        *("nanochat", "quickstart", "--model", "slow"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # As a shell without job control starts what is behind `&`.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert any("base step " in line for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=45)
+    assert process.returncode == 1
+    assert said.splitlines()[-1] == (
+        "interrupted at base_model_checkpoint; the same command goes on from the last checkpoint"
+    )
 
 
 def test_quickstart_of_a_model_without_a_chat_stage_ends_well(
