@@ -307,7 +307,7 @@ class RunPodLauncher:
             id=offer.gpu_type_id,
             count=offer.gpu_count,
             min_cuda_version=settings.min_cuda_version,
-            min_ram_per_gpu=None if ram is None else max(1, round(ram / offer.gpu_count)),
+            min_ram_per_gpu=None if ram is None else max(1, math.ceil(ram / offer.gpu_count)),
         )
         return PodRequest(**container, gpu=gpu, cloud=offer.cloud)
 

@@ -8,8 +8,6 @@ one such field is refused (422).
 from __future__ import annotations
 
 import enum
-import json
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -84,7 +82,7 @@ class GpuRequest(_Request):
 
 
 class _ContainerRequest(_Request):
-    """args: what the image's entrypoint is given, see `exec_args`. disk: GB, lost with the pod."""
+    """args: what the image's entrypoint is given, split at blanks. disk: GB, lost with the pod."""
 
     name: str = Field(min_length=1)
     image: str = Field(min_length=1)
@@ -115,12 +113,6 @@ class ClusterRequest(_ContainerRequest):
 
     type: Literal["TRAINING"] = "TRAINING"
     compute: ClusterCompute
-
-
-def exec_args(cmd: Sequence[str], *, entrypoint: Sequence[str] = ()) -> str:
-    """`args` for a command that is run as it is, without splitting at blanks."""
-    parts = {"entrypoint": list(entrypoint)} if entrypoint else {}
-    return json.dumps({**parts, "cmd": list(cmd)})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from dagster_nanochat.launch.runpod.models import (
     PodRequest,
     PodStatus,
     Stock,
-    exec_args,
 )
 
 POD = PodRequest(
@@ -33,7 +32,7 @@ POD = PodRequest(
     image="ghcr.io/someone/nanochat@sha256:00",
     env={"NANOCHAT_STORE": "s3://bucket/store"},
     disk=50,
-    args=exec_args(["--store", "s3://bucket/a store"], entrypoint=["python", "-m", "nanochat.supervisor"]),
+    args="--store s3://bucket/store",
     ports=("22/tcp",),
     mounts=Mounts(persistent=PersistentMount(size=20, path="/workspace")),
     data_center_ids=("US-KS-2",),
