@@ -144,6 +144,12 @@ class RunPodLauncher:
                 Failure.BAD_REQUEST,
                 f"a pod cannot reach the store {self._store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
             )
+        if self._settings.nodes > 1 and self._settings.min_ram_gib:
+            raise AttemptFailed(
+                Failure.BAD_REQUEST,
+                f"{variable('min_ram_gib')}={self._settings.min_ram_gib:g}: RunPod cannot be asked for main "
+                f"memory where it is asked for a cluster; unset it, or {variable('nodes')}",
+            )
         try:
             return list(find_offers(self._client, request, self._settings, flops))
         except RunPodError as error:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import psutil
 import pytest
 from emulators.runpod import Emulator, Image, PodTruth, find_spec, serve
@@ -127,6 +128,28 @@ def test_a_node_that_is_lost_ends_the_attempt_and_the_next_goes_on_from_its_chec
 
 
 # -- what becomes of the cluster, whatever its nodes do -----------------------------------------------
+
+
+def test_what_a_cluster_cannot_be_asked_for_is_refused_before_runpod_is_asked(
+    client_of: Callable[..., RunPodClient],
+) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(500)
+
+    refusing = RunPodLauncher(
+        SimpleNamespace(url="s3://bucket"),  # type: ignore[arg-type]
+        client_of(answer),
+        RunPodSettings(nodes=2, min_ram_gib=64),
+        image=IMAGE,
+        patience=PATIENCE,
+    )
+    with pytest.raises(AttemptFailed, match="NANOCHAT_RUNPOD_MIN_RAM_GIB=64: RunPod cannot") as refused:
+        refusing.offers(Request(gpus=8, min_gpu_memory_gib=80))
+    assert refused.value.failure is Failure.BAD_REQUEST
+    assert asked == []
 
 
 class Account:

@@ -85,6 +85,10 @@ CALLS: list[tuple[str, Callable[[RunPodClient], Any]]] = [
     ),
     ("GET /v2/catalog/gpus", lambda client: client.gpu_types(with_availability=False)),
     ("GET /v2/billing/pods", lambda client: client.billing_pods(START, END, bucket="day", pod_id="p")),
+    (
+        "GET /v2/billing/clusters",
+        lambda client: client.billing_clusters(START, END, bucket="day", cluster_id="c"),
+    ),
     ("GET /v2/account/secrets", lambda client: client.secrets()),
 ]
 
