@@ -23,7 +23,7 @@ from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, R
 from dagster_nanochat.launch.images import TRAINING_IMAGE_ENV, record_image, recorded_image
 from dagster_nanochat.launch.registry import ImageError, resolve_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
-from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings
+from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings, variable
 from dagster_nanochat.launch.runpod.ending import end_machines
 from dagster_nanochat.launch.runpod.errors import (
     Forbidden,
