@@ -232,7 +232,7 @@ def materialize(
 
     definitions = defs()
     return dg.materialize(
-        [asset for asset in definitions.assets if isinstance(asset, dg.AssetsDefinition)],
+        [one for one in definitions.assets if isinstance(one, dg.AssetsDefinition)],
         selection=[asset],
         partition_key=model,
         instance=project.instance,
@@ -254,7 +254,7 @@ def test_the_model_is_exported_and_the_page_says_what_was_found_equal(built: Sim
     assert receipt is not None
     assert read_export(folder).receipt_sha256 == receipt.digest()
     assert metadata["equal_logits"].value >= 9
-    assert "offline_mmlu, 20 questions" in metadata["card"].value
+    assert "| offline_mmlu, 20 questions | accuracy |" in metadata["card"].value
     failed = materialize(built, "huggingface_export", "slow")
     assert any("'slow' is not built yet" in failure for failure in failures(failed))
 

@@ -81,7 +81,10 @@ def export_model(store: ObjectStore, model: str, source: Source, destination: Pa
     engine = load_engine(store, model, source, device="cpu")
     if before is None or current_receipt(store, model, STAGE_OF[source]) != before:
         raise ExportError(f"{STAGE_OF[source]} of {model} was rebuilt just now: export it again")
-    recipe = load_recipes()[model]
+    try:
+        recipe = load_recipes()[model]
+    except KeyError as error:  # built by somebody whose recipes these are not
+        raise ExportError(str(error.args[0])) from error
     chat = source != "base"
     config = model_config(engine.model.config, engine.tokenizer, chat=chat)
 

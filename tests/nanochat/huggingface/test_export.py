@@ -22,6 +22,7 @@ from nanochat.huggingface.tokenizer import CHAT_TEMPLATE, GUARD, TOKENIZER
 from nanochat.huggingface.weights import converted
 from nanochat.inference.sampling import Sampling
 from nanochat.model.gpt import GPT, NORM_EPS
+from nanochat.recipe_book import RecipeBook
 from nanochat.recipes import SPECIAL_TOKENS, Model, quick
 from nanochat.store.digests import digest_file
 from nanochat.store.receipts import current_receipt
@@ -305,6 +306,14 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_not(
         with pytest.raises(ExportError, match="is there already"):
             export_model(exported_store, "quick", "sft", taken)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not delete"
+
+
+def test_a_model_whose_recipe_is_not_here_is_refused(
+    exported_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "load_recipes", lambda: RecipeBook(recipes={}, errors=()))
+    with pytest.raises(ExportError, match="unknown model 'quick'"):
+        export_model(exported_store, "quick", "sft", tmp_path / "out")
 
 
 def test_a_changed_file_of_an_export_is_named(exported: Path, tmp_path: Path) -> None:
