@@ -1,8 +1,8 @@
 """The command `nanochat`.
 
-`chat` is here; commands that need the graph or a launcher are registered by entry points of the
-group ``nanochat.commands``, each a callable that takes the typer app. Nothing heavy is imported
-before a command runs.
+`chat`, `export` and `push` are here; commands that need the graph or a launcher are registered by
+entry points of the group ``nanochat.commands``, each a callable that takes the typer app. Nothing
+heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import enum
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -144,6 +145,42 @@ def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[P
         prompt = _text_prompt(session.engine, line)
         return session.engine.stream_parts(prompt, session.sampling)
     return session.stream(line)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The folder to make; an earlier export there is replaced.")],
+    model: Annotated[str, typer.Option(help="Which model.")] = "quick",
+    source: Annotated[SourceChoice, typer.Option(help="Which stage of it.")] = SourceChoice.SFT,
+) -> None:
+    """Write a model as a folder that transformers and vLLM load, compared with the model itself."""
+    from nanochat.store import StoreError, open_store
+
+    try:
+        from nanochat.huggingface.export import export_model
+
+        record = export_model(open_store(), model, source.value, out)
+    except (ValueError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{out}: {record.summary()}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="What `nanochat export` made.")],
+    repo: Annotated[str, typer.Option(help="The repository on the hub: owner/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
+) -> None:
+    """Upload an export to the Hugging Face hub; private unless --public is given."""
+    try:
+        from nanochat.huggingface.push import push_export
+
+        pushed = push_export(folder, repo, public=public)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{pushed.url} ({'private' if pushed.private else 'public'}), commit {pushed.commit[:12]}")
 
 
 def register_commands(app: typer.Typer) -> None:

@@ -20,7 +20,8 @@ repository = defs().get_repository_def()
 print(json.dumps({
     "seconds": time.process_time() - started,
     "heavy": sorted(
-        {"torch", "numpy", "pyarrow", "matplotlib", "huggingface_hub", "httpx"} & set(sys.modules)
+        {"torch", "numpy", "pyarrow", "matplotlib", "transformers", "huggingface_hub", "httpx"}
+        & set(sys.modules)
     ),
     "assets": sorted(key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()),
     "jobs": sorted(repository.job_names),
@@ -65,6 +66,7 @@ def test_the_public_names_are_there(location: dict[str, Any]) -> None:
         "sft_run_config",
         "sft_checkpoint",
         "model_report",
+        "huggingface_export",
         "chat_inference",
     } <= set(location["assets"])
     assert {

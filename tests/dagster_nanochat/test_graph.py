@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,6 +224,49 @@ def test_the_report_tells_lineage_data_and_metrics(built: SimpleNamespace) -> No
     assert document["stages"]["base"]["metrics"]["val_bpb"] > 0
 
 
+def materialize(
+    project: SimpleNamespace, asset: str, model: str, **config: object
+) -> dg.ExecuteInProcessResult:
+    """One asset alone, for one model."""
+    from dagster_nanochat.definitions import defs
+
+    definitions = defs()
+    return dg.materialize(
+        [one for one in definitions.assets if isinstance(one, dg.AssetsDefinition)],
+        selection=[asset],
+        partition_key=model,
+        instance=project.instance,
+        resources=definitions.resources,
+        run_config={"ops": {asset: {"config": config}}},
+        raise_on_error=False,
+    )
+
+
+def test_the_model_is_exported_and_the_page_says_what_was_found_equal(built: SimpleNamespace) -> None:
+    from nanochat.huggingface.export import read_export
+
+    result = materialize(built, "huggingface_export", "tiny")
+    assert failures(result) == []
+    metadata = result.asset_materializations_for_node("huggingface_export")[0].metadata
+    folder = built.root / "data" / "exports" / "tiny"
+    assert metadata["path"].value == str(folder)
+    receipt = current_receipt(built.store, "tiny", "sft")
+    assert receipt is not None
+    assert read_export(folder).receipt_sha256 == receipt.digest()
+    assert metadata["equal_logits"].value >= 9
+    assert "| offline_mmlu, 20 questions | accuracy |" in metadata["card"].value
+    failed = materialize(built, "huggingface_export", "slow")
+    assert any("'slow' is not built yet" in failure for failure in failures(failed))
+
+
+def test_without_transformers_the_export_fails_with_the_remedy(
+    built: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (failure,) = failures(materialize(built, "huggingface_export", "tiny", source="base"))
+    assert "pip install 'transformers>=" in failure
+
+
 def test_a_second_run_trains_nothing_and_says_so(
     built: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,18 +350,7 @@ def test_a_mutated_artefact_is_refused_by_name(built: SimpleNamespace, artefact:
 
 def test_forcing_a_stage_makes_what_was_built_on_it_stale(built: SimpleNamespace) -> None:
     before = current_receipt(built.store, "tiny", "midtrain")
-    definitions = {"ops": {"midtraining_checkpoint": {"config": {"force": True}}}}
-    from dagster_nanochat.definitions import defs
-
-    result = dg.materialize(
-        [asset for asset in defs().assets if isinstance(asset, dg.AssetsDefinition)],
-        selection=["midtraining_checkpoint"],
-        partition_key="tiny",
-        instance=built.instance,
-        resources=defs().resources,
-        run_config=definitions,
-        raise_on_error=False,
-    )
+    result = materialize(built, "midtraining_checkpoint", "tiny", force=True)
     assert failures(result) == []
     after = current_receipt(built.store, "tiny", "midtrain")
     assert before is not None

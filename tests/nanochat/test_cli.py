@@ -161,8 +161,28 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     assert "/reset forgets" in err
 
 
+def test_an_export_says_what_was_found_equal_and_what_is_none_is_not_pushed(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    folder = tmp_path / "exports" / "quick"
+    outcome = run("export", "--model", "quick", "--source", "base", "--out", str(folder))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith(f"{folder}: quick, stage base, equal in transformers ")
+    for arguments, says in (
+        (["export", "--model", "d4", "--out", str(tmp_path / "d4")], "'d4' is not built yet"),
+        (["export", "--source", "mid", "--out", str(tmp_path / "mid")], "no finished midtrain stage"),
+        (["export", "--out", str(tmp_path)], "is there already and is no earlier export"),
+        (["push", str(tmp_path), "--repo", "me/quick"], "is no finished export"),
+    ):
+        refused = run(*arguments)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.startswith("error: ")
+        assert says in refused.err
+    assert not (tmp_path / "d4").exists()
+
+
 def test_the_program_starts_without_anything_heavy() -> None:
-    heavy = "torch pyarrow dagster numpy pydantic"
+    heavy = "torch transformers pyarrow dagster numpy pydantic"
     code = f"import sys, nanochat.cli; print([name for name in '{heavy}'.split() if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -193,7 +213,8 @@ def test_commands_of_other_packages_are_registered_and_broken_ones_reported(
 
 def test_help_names_the_commands() -> None:
     done = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True, check=True)
-    assert "chat" in done.stdout
+    for command in ("chat", "export", "push"):
+        assert command in done.stdout
     asked = subprocess.run([*PROGRAM, "chat", "--help"], capture_output=True, text=True, check=True)
     for option in ("--model", "--source", "--temperature", "--top-k", "--max-tokens", "--seed"):
         assert option in asked.stdout

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+import tempfile
 from pathlib import Path
 
 import uvicorn
@@ -33,8 +34,9 @@ def main() -> None:
     server.bind(("127.0.0.1", options.port))
     server.listen(128)  # from here on clients wait for an answer instead of being refused
     print(f"http://127.0.0.1:{server.getsockname()[1]}", flush=True)
-    hub = Hub(repos, token=options.token, page=options.page)
-    uvicorn.Server(uvicorn.Config(hub.app(), log_level="critical")).run(sockets=[server])
+    with tempfile.TemporaryDirectory(prefix="hub-uploads-") as uploads:
+        hub = Hub(repos, uploads=Path(uploads), token=options.token, page=options.page)
+        uvicorn.Server(uvicorn.Config(hub.app(), log_level="critical")).run(sockets=[server])
 
 
 if __name__ == "__main__":

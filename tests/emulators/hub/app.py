@@ -1,4 +1,4 @@
-"""The hub's HTTP interface as `huggingface_hub` 1.x uses it for dataset repositories.
+"""The hub's HTTP interface as `huggingface_hub` 1.x uses it: reading datasets, writing models.
 
 Large files are redirected to another host name, as the hub redirects to its storage: the client
 must not send its token there. There is no chunk protocol (xet), so the client takes plain HTTP.
@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from emulators.hub.faults import Faults
 from emulators.hub.repos import Repo, ServedFile
+from emulators.hub.uploads import Uploads
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -26,8 +27,12 @@ CHUNK = 1 << 16
 class Hub:
     """Repositories, faults and the log of requests."""
 
-    def __init__(self, repos: Iterable[Repo], *, token: str | None = None, page: int = PAGE) -> None:
+    def __init__(
+        self, repos: Iterable[Repo], *, uploads: Path, token: str | None = None, page: int = PAGE
+    ) -> None:
         self.repos = {repo.name: repo for repo in repos}
+        self.models: dict[str, Repo] = {}
+        self.uploads = Uploads(self, uploads)
         self.token = token
         self.page = page
         self.faults = Faults()
@@ -38,14 +43,23 @@ class Hub:
         repo = "/{owner}/{name}"
         return Starlette(
             routes=[
-                Route(f"/api/datasets{repo}", self.info),
-                Route(f"/api/datasets{repo}/revision/{{revision:path}}", self.info),
-                Route(f"/api/datasets{repo}/tree/{{revision}}", self.tree),
-                Route(f"/api/datasets{repo}/paths-info/{{revision}}", self.paths_info, methods=["POST"]),
-                Route(
-                    f"/datasets{repo}/resolve/{{revision}}/{{path:path}}",
-                    self.resolve,
-                    methods=["GET", "HEAD"],
+                *self.uploads.routes(),
+                *(
+                    route
+                    for kind, prefix in (("datasets", "/datasets"), ("models", ""))
+                    for route in (
+                        Route(f"/api/{kind}{repo}", self.info),
+                        Route(f"/api/{kind}{repo}/revision/{{revision:path}}", self.info),
+                        Route(f"/api/{kind}{repo}/tree/{{revision}}", self.tree),
+                        Route(
+                            f"/api/{kind}{repo}/paths-info/{{revision}}", self.paths_info, methods=["POST"]
+                        ),
+                        Route(
+                            f"{prefix}{repo}/resolve/{{revision}}/{{path:path}}",
+                            self.resolve,
+                            methods=["GET", "HEAD"],
+                        ),
+                    )
                 ),
                 Route("/storage/{sha256}", self.storage, methods=["GET", "HEAD"]),
                 Route("/_emulator/faults", self.set_faults, methods=["POST", "DELETE"]),
@@ -64,7 +78,7 @@ class Hub:
                 "id": repo.name,
                 "author": repo.name.split("/")[0],
                 "sha": sha,
-                "private": False,
+                "private": repo.private,
                 "gated": False,
                 "disabled": False,
                 "downloads": 0,
@@ -122,7 +136,7 @@ class Hub:
         )
 
     async def storage(self, request: Request) -> Response:
-        self._note(request)
+        self.note(request)
         fault = self.faults.take(_line(request), ("status",))
         if fault:
             return Response(status_code=fault.status, headers=fault.headers)
@@ -173,23 +187,32 @@ class Hub:
 
     def _open(self, request: Request) -> tuple[Repo | None, str | None, Response]:
         """The repository and commit that a request names, or the refusal to answer with."""
-        self._note(request)
-        fault = self.faults.take(_line(request), ("status",))
-        if fault:
-            return None, None, Response("fault on demand", status_code=fault.status, headers=fault.headers)
+        refusal = self.refusal(request)
+        if refusal:
+            return None, None, refusal
         name = f"{request.path_params['owner']}/{request.path_params['name']}"
-        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
-            # What the hub answers for a private repository: it does not say that there is one.
-            return None, None, _refuse(401, "RepoNotFound", "Invalid username or password.")
-        repo = self.repos.get(name)
-        if repo is None:
+        dataset = request.url.path.startswith(("/api/datasets/", "/datasets/"))
+        repo = (self.repos if dataset else self.models).get(name)
+        if repo is None or (repo.private and "authorization" not in request.headers):
             return None, None, _refuse(404, "RepoNotFound", "Repository not found")
         sha = repo.resolve(request.path_params.get("revision", "main"))
         if sha is None:
             return None, None, _refuse(404, "RevisionNotFound", "Invalid rev id")
         return repo, sha, Response()
 
-    def _note(self, request: Request) -> None:
+    def refusal(self, request: Request, *, writes: bool = False) -> Response | None:
+        """What a request gets before anything is looked at: a fault, or what nobody without a token may."""
+        self.note(request)
+        fault = self.faults.take(_line(request), ("status",))
+        if fault:
+            return Response("fault on demand", status_code=fault.status, headers=fault.headers)
+        given = request.headers.get("authorization")
+        if (self.token and given != f"Bearer {self.token}") or (writes and not given):
+            # What the hub answers for a private repository: it does not say that there is one.
+            return _refuse(401, "RepoNotFound", "Invalid username or password.")
+        return None
+
+    def note(self, request: Request) -> None:
         self.log.append(
             {
                 "method": request.method,

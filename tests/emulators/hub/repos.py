@@ -1,4 +1,4 @@
-"""What the emulator serves: dataset repositories with commits, made of files on this machine."""
+"""What the emulator serves: repositories with commits, made of files on this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import hashlib
 import json
 from pathlib import Path
 
-# Files of at least this size, and parquet always, are "large" on the hub: stored by their sha256.
+# Files of at least this size, and some kinds always, are "large" on the hub: stored by their sha256.
 LARGE_BYTES = 10_000_000
+LARGE_KINDS = (".parquet", ".safetensors")
+
+
+def is_large(path: str, size: int) -> bool:
+    return path.endswith(LARGE_KINDS) or size >= LARGE_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +38,15 @@ class ServedFile:
 
     @property
     def is_large(self) -> bool:
-        return self.path.endswith(".parquet") or self.size >= LARGE_BYTES
+        return is_large(self.path, self.size)
 
 
 class Repo:
-    """A dataset repository: commits (sha → files), of which ``main`` is the newest."""
+    """A repository: commits (sha → files), of which ``main`` is the newest."""
 
-    def __init__(self, name: str, files: list[ServedFile]) -> None:
+    def __init__(self, name: str, files: list[ServedFile], *, private: bool = False) -> None:
         self.name = name
+        self.private = private
         self.commits: dict[str, dict[str, ServedFile]] = {}
         self.main = self.commit({file.path: file for file in files})
 

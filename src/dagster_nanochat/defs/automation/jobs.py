@@ -5,8 +5,9 @@ import dagster as dg
 from dagster_nanochat.guards import MAX_HOURS_TAG, MAX_USD_TAG
 from dagster_nanochat.partitions import model_partitions, recipe_book, shard_partitions
 
+# The export is launched by itself: it needs a package that training does not.
 _MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.assets(
-    "training_files", "shard_word_counts", "nanochat_training_image"
+    "training_files", "shard_word_counts", "nanochat_training_image", "huggingface_export"
 )
 
 # The steps only watch other processes, and the default executor takes 3 s to start each one.
