@@ -20,7 +20,8 @@ from nanochat.store.objects import ObjectStore
 from nanochat.store.receipts import FileRef, Receipt, current_receipt, read_receipt
 
 if TYPE_CHECKING:
-    from nanochat.inference.engine import Engine, Generation
+    from nanochat.inference.engine import Engine
+    from nanochat.inference.generation import Generation
 
 Source = Literal["base", "mid", "sft"]
 

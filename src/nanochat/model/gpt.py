@@ -11,7 +11,7 @@ width (4D), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nanochat import costs
 from nanochat.model.attention import attend
-from nanochat.model.kv_cache import KVCache
+from nanochat.model.kv_cache import KVCache, Write
 from nanochat.model.loss import cross_entropy_sum, softcap
 from nanochat.recipes import Model
 
@@ -64,13 +64,28 @@ class Attention(nn.Module):
         self.c_k = Linear(config.width, config.kv_heads * config.head_dim)
         self.c_v = Linear(config.width, config.kv_heads * config.head_dim)
         self.c_proj = Linear(config.width, config.width)
+        self.c_qkv: Linear | None = None
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Replace the three input matrices by one; see `GPT.fuse`."""
+        weight = torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight))
+        del self.c_q, self.c_k, self.c_v
+        with torch.device("meta"):
+            self.c_qkv = Linear(weight.shape[1], weight.shape[0])
+        self.c_qkv.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cached: CachedLayer | None) -> Tensor:
         B, T, D = x_BTD.shape
-        q_BHTK = self.c_q(x_BTD).view(B, T, self.heads, self.head_dim).transpose(1, 2)
-        k_BGTK = self.c_k(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        v_BGTK = self.c_v(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        q_BHTK, k_BGTK = norm(rotate(q_BHTK, *rope)), norm(rotate(k_BGTK, *rope))
+        if self.c_qkv is not None:
+            all_BNTK = self.c_qkv(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+            turned, v_BGTK = all_BNTK.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+            q_BHTK, k_BGTK = norm(rotate(turned, *rope)).split((self.heads, self.kv_heads), dim=1)
+        else:
+            q_BHTK = self.c_q(x_BTD).view(B, T, self.heads, self.head_dim).transpose(1, 2)
+            k_BGTK = self.c_k(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+            v_BGTK = self.c_v(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+            q_BHTK, k_BGTK = norm(rotate(q_BHTK, *rope)), norm(rotate(k_BGTK, *rope))
         y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK) if cached is None else cached.attend(q_BHTK, k_BGTK, v_BGTK)
         return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
@@ -101,12 +116,12 @@ class Block(nn.Module):
 class CachedLayer:
     """One layer's view of a KV cache during one forward pass."""
 
-    def __init__(self, cache: KVCache, layer: int, positions_BT: Tensor, mask_BTS: Tensor) -> None:
-        self.cache, self.layer, self.positions_BT, self.mask_BTS = cache, layer, positions_BT, mask_BTS
+    def __init__(self, write: Write, layer: int) -> None:
+        self.write, self.layer = write, layer
 
     def attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-        k_BGSK, v_BGSK = self.cache.write(self.layer, self.positions_BT, k_BGTK, v_BGTK)
-        return attend(q_BHTK, k_BGSK.to(q_BHTK.dtype), v_BGSK.to(q_BHTK.dtype), self.mask_BTS)
+        k_BGSK, v_BGSK = self.write(self.layer, k_BGTK, v_BGTK)
+        return attend(q_BHTK, k_BGSK.to(q_BHTK.dtype), v_BGSK.to(q_BHTK.dtype), self.write.mask_BTS)
 
 
 class GPT(nn.Module):
@@ -164,6 +179,17 @@ class GPT(nn.Module):
             block.mlp.c_proj.weight.zero_()
         self.lm_head.weight.zero_()
 
+    def fuse(self) -> GPT:
+        """Lay the weights out for inference: one matrix for queries, keys and values. Returns itself.
+
+        The outputs stay the same. The model can no longer be trained, and its weights no longer have
+        the names under which checkpoints know them.
+        """
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.fuse()
+        return self
+
     # ----------------------------------------------------------------------------------------------
     # Forward
 
@@ -179,15 +205,14 @@ class GPT(nn.Module):
                 raise ValueError(f"{tokens} tokens are more than the model's context of {context}")
             rope = self.cos_TK2[None, :tokens], self.sin_TK2[None, :tokens]
         else:
-            positions_BT = kv_cache.positions(tokens)
-            mask_BTS = kv_cache.mask(positions_BT)
+            write = kv_cache.begin(tokens)
             if kv_cache.longest + tokens > context:
                 raise ValueError(
                     f"{kv_cache.longest} tokens in the cache and {tokens} more are past the model's context "
                     f"of {context}"
                 )
-            rope = self.cos_TK2[positions_BT], self.sin_TK2[positions_BT]
-            cached = [CachedLayer(kv_cache, layer, positions_BT, mask_BTS) for layer in range(len(cached))]
+            rope = self.cos_TK2[write.positions_BT], self.sin_TK2[write.positions_BT]
+            cached = [CachedLayer(write, layer) for layer in range(len(cached))]
         x_BTD = F.embedding(ids_BT, self.wte.weight)
         x_BTD = norm(x_BTD if self.compute_dtype is None else x_BTD.to(self.compute_dtype))
         learning = self.training and torch.is_grad_enabled() and kv_cache is None
@@ -201,22 +226,23 @@ class GPT(nn.Module):
         ids_BT: Tensor,
         kv_cache: KVCache | None = None,
         last_only: bool = False,
-        lengths_B: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Softcapped logits in fp32, BTV (B1V with `last_only`).
 
-        kv_cache: what came before; it is advanced by what is read. lengths_B: how many ids of each
-        row are real where shorter rows are padded on the right; `last_only` then means the last
-        real one.
+        kv_cache: what came before; it is advanced by what is read. lengths: how many ids of each
+        row are real where shorter rows are padded on the right (0: none); `last_only` then means the
+        last real one.
         """
         x_BTD = self.hidden(ids_BT, kv_cache)
-        if last_only:
-            if lengths_B is None:
+        if last_only and x_BTD.shape[1] > 1:
+            if lengths is None:
                 x_BTD = x_BTD[:, -1:]
             else:
-                x_BTD = x_BTD[torch.arange(len(lengths_B), device=x_BTD.device), lengths_B - 1][:, None]
+                last_B = torch.tensor(lengths, device=x_BTD.device) - 1
+                x_BTD = x_BTD[torch.arange(len(lengths), device=x_BTD.device), last_B][:, None]
         if kv_cache is not None:
-            kv_cache.advance(ids_BT.shape[1], lengths_B)
+            kv_cache.advance(ids_BT.shape[1], lengths)
         return softcap(self.lm_head(x_BTD).float(), self.config.logit_softcap)
 
     def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nanochat.data.conversations import Part
 from nanochat.inference.calculator import Calculator, Refusal, Result
-from nanochat.inference.engine import Engine, Generation
+from nanochat.inference.engine import Engine
+from nanochat.inference.generation import Generation
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import ToolCall
 from nanochat.model.gpt import GPT
@@ -189,7 +190,7 @@ def test_a_prompt_without_room_is_refused_before_anything_runs(
     byte_tokenizer: Tokenizer, script: Script, prompt: list[int], reason: str
 ) -> None:
     engine = Engine(script({(1,): []}, context=32), byte_tokenizer)
-    with pytest.raises(ValueError, match=f"prompt 2 .*{reason}"):
+    with pytest.raises(ValueError, match=f"prompt 2: .*{reason}"):
         engine.generate([[1], prompt], Sampling())
     with pytest.raises(ValueError, match="prompt 1"):
         engine.stream(prompt, Sampling())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nanochat.inference.sampling import Sampler, Sampling
+from nanochat.inference.sampling import Sampler, Sampling, draw
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_wrong_wishes_name_their_field(field: str, value: float) -> None:
 
 
 def draws(sampling: Sampling, logits: list[float], times: int) -> list[int]:
-    return Sampler(sampling, list(range(times))).draw(torch.tensor([logits] * times))
+    return draw(torch.tensor([logits] * times), [Sampler(sampling, stream) for stream in range(times)])
 
 
 def test_temperature_zero_takes_the_most_likely() -> None:
@@ -70,7 +70,6 @@ def test_no_seed_differs_from_time_to_time() -> None:
 
 def test_streams_go_on_when_rows_leave() -> None:
     sampling, logits = Sampling(temperature=1.0, seed=5), torch.zeros(3, 1000)
-    whole, cut = Sampler(sampling, [0, 1, 2]), Sampler(sampling, [0, 1, 2])
-    assert whole.draw(logits) == cut.draw(logits)
-    cut.keep([2])
-    assert cut.draw(logits[:1]) == [whole.draw(logits)[2]]
+    whole, cut = ([Sampler(sampling, stream) for stream in range(3)] for _ in range(2))
+    assert draw(logits, whole) == draw(logits, cut)
+    assert draw(logits[:1], cut[2:]) == [draw(logits, whole)[2]]

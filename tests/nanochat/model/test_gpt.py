@@ -99,9 +99,8 @@ def test_rows_of_different_lengths_share_a_cache() -> None:
     padded = torch.zeros(3, 9, dtype=torch.long)
     for row, length in enumerate(lengths):
         padded[row, :length] = ids_BT[row, :length]
-    lengths_B = torch.tensor(lengths)
     with torch.no_grad():
-        last = model(padded, cache, last_only=True, lengths_B=lengths_B)
+        last = model(padded, cache, last_only=True, lengths=lengths)
         for row, length in enumerate(lengths):
             alone = model(ids_BT[row : row + 1, :length])[:, -1]
             torch.testing.assert_close(last[row], alone, atol=1e-5, rtol=1e-4)
@@ -111,10 +110,36 @@ def test_rows_of_different_lengths_share_a_cache() -> None:
             for row, length in enumerate(lengths):
                 alone = model(ids_BT[row : row + 1, : length + step + 1])[:, -1]
                 torch.testing.assert_close(last[row], alone, atol=1e-5, rtol=1e-4)
-        cache.select(torch.tensor([2, 0]))
+        cache.remove(0)
+        cache.remove(1)
+        cache.append(cache.prefix(0, 8))
         last = model(ids_BT[[2, 0], :1], cache, last_only=True)
-        alone = model(torch.cat([ids_BT[2:3, :9], ids_BT[2:3, :1]], dim=1))[:, -1]
-        torch.testing.assert_close(last[0], alone, atol=1e-5, rtol=1e-4)
+        for row, (source, first, length) in enumerate([(2, 2, 9), (2, 0, 8)]):
+            alone = model(torch.cat([ids_BT[source : source + 1, :length], ids_BT[[first], :1]], dim=1))
+            torch.testing.assert_close(last[row], alone[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_cache_grows_and_keeps_what_it_holds() -> None:
+    model, ids_BT = random_gpt(GQA), random_ids(2, 20)
+    cache = KVCache(GQA, batch=1, capacity=4)
+    with torch.no_grad():
+        model(ids_BT[:1, :4], cache)
+        cache.reserve(1, 5)
+        assert cache.capacity == 8
+        cache.append(cache.prefix(0, 2))
+        cache.reserve(2, 20)
+        assert (cache.batch, cache.capacity, cache.lengths) == (2, 20, [4, 2])
+        last = model(torch.stack([ids_BT[0, 4:6], ids_BT[1, 2:4]]), cache, last_only=True)
+        for row, ids in enumerate([ids_BT[0, :6], torch.cat([ids_BT[0, :2], ids_BT[1, 2:4]])]):
+            torch.testing.assert_close(last[row], model(ids[None])[0, -1:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [MHA, GQA], ids=["mha", "gqa"])
+def test_a_fused_model_says_the_same(config: Model) -> None:
+    model, ids_BT = random_gpt(config), random_ids(2, 12)
+    with torch.no_grad():
+        expected = model(ids_BT)
+        torch.testing.assert_close(model.fuse()(ids_BT), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_last_only_gives_the_last_row_of_the_full_logits() -> None:
