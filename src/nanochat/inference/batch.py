@@ -10,7 +10,7 @@ not on its company, up to the rounding of matrix products of another size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nanochat.inference.calculator import Calculator
 from nanochat.inference.generation import Request, Row, Token
+from nanochat.inference.graphs import GraphedSteps
 from nanochat.inference.prefixes import PrefixCache
 from nanochat.inference.sampling import draw
 from nanochat.inference.tools import ToolMachine
@@ -90,6 +91,7 @@ class Batch:
         self._prefixes = prefixes
         self._reading: _Reading | None = None
         self._cache: KVCache | None = None
+        self._graphs = GraphedSteps(model) if model.device.type == "cuda" else None
         self._stop_ids = frozenset({tokenizer.special("<|assistant_end|>"), tokenizer.bos})
 
     @property
@@ -243,21 +245,25 @@ class Batch:
             assert self._cache is not None, "rows have a cache"
             self._cache.reserve(len(self.rows), self._cache.longest + 1)
             # A row that waits for the calculator reads padding meanwhile.
-            newest = [[row.tokens[-1].id] for row in self.rows]
-            logits_BV = self._forward(newest, self._cache, unread)
+            newest = [row.tokens[-1].id for row in self.rows]
+            if self._graphs is not None:
+                logits_BV = self._graphs(newest, self._cache, unread)[:, 0, : self.tokenizer.vocab_size]
+            else:
+                logits_BV = self._forward([[token] for token in newest], self._cache, unread)
             for row in self.rows:
                 row.unread = False
-            self._choose(self.rows, logits_BV)
+            self._choose(self.rows, logits_BV, {index for index, new in enumerate(unread) if not new})
         elif self.rows:
             calls = [row.waiting for row in self.rows]
             if all(calls) and not (self.waiting or self._reading):
                 wait([call for call in calls if call], _CALCULATOR_WAIT_S, FIRST_COMPLETED)
             self._choose(self.rows, None)
 
-    def _choose(self, rows: Sequence[Row], logits_BV: Tensor | None) -> None:
+    def _choose(self, rows: Sequence[Row], logits_BV: Tensor | None, waited: Set[int] = frozenset()) -> None:
         """Let every row take its next token: the one that is forced upon it, or the model's choice.
 
-        logits_BV: None where all rows were waiting for the calculator, so that what they take is forced.
+        waited: rows whose logits mean nothing, since they were waiting for the calculator; what they take
+        is forced. logits_BV: None where all rows were.
         """
         forced = {}
         choosing = []
@@ -269,7 +275,7 @@ class Batch:
                 choosing.append(index)
             else:
                 forced[index] = due
-        known = {} if logits_BV is None else self._logprobs(rows, logits_BV)
+        known = {} if logits_BV is None else self._logprobs(rows, logits_BV, waited)
         chosen = dict(forced)
         if choosing:
             assert logits_BV is not None, "what follows a call is forced"
@@ -285,13 +291,13 @@ class Batch:
 
     @staticmethod
     def _logprobs(
-        rows: Sequence[Row], logits_BV: Tensor
+        rows: Sequence[Row], logits_BV: Tensor, waited: Set[int]
     ) -> dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]]:
         """By row that asked for them: all log-probabilities, V, and the likeliest tokens with theirs."""
         known = {}
         for index, row in enumerate(rows):
             wanted = row.sampling.logprobs
-            if wanted is not None:
+            if wanted is not None and index not in waited:
                 logprobs_V = torch.log_softmax(logits_BV[index].float(), dim=-1).cpu()
                 values, ids = logprobs_V.topk(min(wanted, len(logprobs_V)))
                 known[index] = logprobs_V, tuple(zip(ids.tolist(), values.tolist(), strict=True))

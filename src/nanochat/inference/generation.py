@@ -35,7 +35,8 @@ class Token:
     """A new token. forced: it is the calculator's output and not the model's choice.
 
     logprob: natural logarithm of the model's probability of it, where log-probabilities were asked
-    for. top: the likeliest tokens and theirs, as many as were asked for, likeliest first.
+    for (None for the first token of a result that the row had to wait for). top: the likeliest tokens
+    and theirs, as many as were asked for, likeliest first.
     """
 
     id: int

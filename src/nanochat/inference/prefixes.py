@@ -14,6 +14,9 @@ from nanochat.model.kv_cache import Prefix
 # Fewer shared tokens than these are read anew: every chat begins with the same two.
 MIN_SHARED_TOKENS = 8
 
+# As much as is kept unless told: about 3,600 tokens of d12 in fp32.
+PREFIX_CACHE_BYTES = 256 * 2**20
+
 
 class PrefixCache:
     """At most `max_bytes` of keys and values; what was not used for longest goes first."""

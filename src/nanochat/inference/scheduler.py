@@ -25,7 +25,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -33,13 +33,11 @@ from nanochat.data.conversations import Part
 from nanochat.inference.batch import Batch, Prompt
 from nanochat.inference.calculator import Calculator
 from nanochat.inference.generation import FinishReason, Generation, Request, Row, Token
-from nanochat.inference.prefixes import PrefixCache
+from nanochat.inference.prefixes import PREFIX_CACHE_BYTES, PrefixCache
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-
-PREFIX_CACHE_BYTES = 256 * 2**20
 
 
 class QueueFullError(Exception):
@@ -75,7 +73,9 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the prompt, of all answers together, and of the prompt's beginning that was known."""
+    """Tokens of the prompt, of all answers together (the calculator's included), and of the prompt's
+    beginning whose keys and values were known.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -127,7 +127,7 @@ class Handle:
         self._finished: set[int] = set()
 
     def __iter__(self) -> Iterator[Event]:
-        """The events up to the End, waiting for each. Raises the End's error, where it has one."""
+        """The events up to the End, waiting for each; to be done once. Raises the End's error, if any."""
         assert self._own_queue, "the callback gets the events"
         while True:
             event = self._events.get()
@@ -213,6 +213,8 @@ class Scheduler:
 
         Raises ValueError where the request can never be answered, QueueFullError, ClosedError.
         """
+        # A copy: what the caller does to its list afterwards must not reach the batch.
+        request = replace(request, prompt=tuple(request.prompt))
         self._batch.check(request)
         handle = Handle(self, request, on_event)
         with self._changed:

@@ -81,7 +81,21 @@ class KVCache:
                 f"the KV cache holds {self.capacity} tokens; {self.longest} are in use and {tokens} more do "
                 "not fit"
             )
-        return Write(self, tokens)
+        device, end = self.k_LBGSD.device, self.longest + tokens
+        first = min(self.lengths, default=0)
+        new_T = torch.arange(tokens, device=device)
+        if first == self.longest:
+            positions_BT = (new_T + first)[None]
+            mask_BTS = None if tokens == 1 or first == 0 else self.mask(positions_BT, end)
+            return Write(self, positions_BT, mask_BTS, start=first, end=end)
+        positions_BT = torch.tensor(self.lengths, device=device)[:, None] + new_T
+        return Write(self, positions_BT, self.mask(positions_BT, end), start=None, end=end)
+
+    def mask(self, positions_BT: Tensor, end: int) -> Tensor:
+        """0 where a new token may look, among the first `end` keys, and -inf elsewhere; BTS."""
+        hidden_BTS = torch.arange(end, device=positions_BT.device) > positions_BT[:, :, None]
+        mask_BTS = torch.zeros(hidden_BTS.shape, device=hidden_BTS.device, dtype=self.k_LBGSD.dtype)
+        return mask_BTS.masked_fill_(hidden_BTS, -math.inf)
 
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         """Count the new tokens: `tokens` in every row, or `lengths` of them where rows were padded.
@@ -137,41 +151,27 @@ class KVCache:
 class Write:
     """One forward pass over new tokens: where they go, and what each of them may look at.
 
-    positions_BT: of the new tokens in their rows (1T where all rows are equally long). end: keys that
-    are looked at, the new ones included.
+    positions_BT: of the new tokens in their rows (1T where all rows are equally long). mask_BTS: see
+    `attend`. start: where all rows write, or None where each has a place of its own. end: keys that are
+    looked at, the new ones included.
     """
 
-    def __init__(self, cache: KVCache, tokens: int) -> None:
-        device = cache.k_LBGSD.device
-        self._cache = cache
-        self._tokens = tokens
-        self.end = cache.longest + tokens
-        first = min(cache.lengths, default=0)
-        self._even = first == cache.longest
-        new_T = torch.arange(tokens, device=device)
-        if self._even:
-            self.positions_BT = (new_T + first)[None]
-        else:
-            self.positions_BT = torch.tensor(cache.lengths, device=device)[:, None] + new_T
-            self._rows_B1 = torch.arange(cache.batch, device=device)[:, None]
-        self.mask_BTS = self._mask(tokens, first)
-
-    def _mask(self, tokens: int, first: int) -> Tensor | None:
-        """0 where a new token may look and -inf elsewhere; None where causality needs no mask."""
-        if self._even and (tokens == 1 or first == 0):
-            return None
-        keys_S = torch.arange(self.end, device=self.positions_BT.device)
-        hidden_BTS = keys_S > self.positions_BT[:, :, None]
-        mask_BTS = torch.zeros(hidden_BTS.shape, device=hidden_BTS.device, dtype=self._cache.k_LBGSD.dtype)
-        return mask_BTS.masked_fill_(hidden_BTS, -math.inf)
+    def __init__(
+        self, cache: KVCache, positions_BT: Tensor, mask_BTS: Tensor | None, *, start: int | None, end: int
+    ) -> None:
+        self.positions_BT = positions_BT
+        self.mask_BTS = mask_BTS
+        self._cache, self._start, self._end = cache, start, end
+        if start is None:
+            self._rows_B1 = torch.arange(positions_BT.shape[0], device=positions_BT.device)[:, None]
 
     def __call__(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; returns those up to the longest row, BGSD."""
-        batch, end = self._cache.batch, self.end
+        batch, end = k_BGTD.shape[0], self._end
         k_BGSD, v_BGSD = self._cache.k_LBGSD[layer, :batch], self._cache.v_LBGSD[layer, :batch]
-        if self._even:
-            k_BGSD[:, :, end - self._tokens : end] = k_BGTD
-            v_BGSD[:, :, end - self._tokens : end] = v_BGTD
+        if self._start is not None:
+            k_BGSD[:, :, self._start : end] = k_BGTD
+            v_BGSD[:, :, self._start : end] = v_BGTD
         else:
             # Advanced indices around a slice put the indexed dimensions first: B T G D.
             k_BGSD[self._rows_B1, :, self.positions_BT] = k_BGTD.transpose(1, 2).to(k_BGSD.dtype)

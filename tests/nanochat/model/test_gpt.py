@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nanochat import costs
+from nanochat.model import gpt
 from nanochat.model.gpt import GPT, NORM_EPS, norm, rotate
 from nanochat.model.kv_cache import KVCache
 from nanochat.recipes import Model, named_recipes
@@ -135,11 +136,24 @@ def test_a_cache_grows_and_keeps_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("config", [MHA, GQA], ids=["mha", "gqa"])
-def test_a_fused_model_says_the_same(config: Model) -> None:
-    model, ids_BT = random_gpt(config), random_ids(2, 12)
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_fused_model_says_the_same(config: Model, copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt, "SINGLE_ROW_COPY_BYTES", 10**9 if copies else 0)
+    model, fused = random_gpt(config), random_gpt(config).fuse()
     with torch.no_grad():
-        expected = model(ids_BT)
-        torch.testing.assert_close(model.fuse()(ids_BT), expected, atol=1e-6, rtol=1e-5)
+        # One row, a few, more than are multiplied the other way round, and one token after others.
+        for rows, tokens in ((1, 1), (2, 12), (4, 12)):
+            ids_BT = random_ids(rows, tokens)
+            torch.testing.assert_close(fused(ids_BT), model(ids_BT), atol=1e-5, rtol=1e-4)
+            cache = KVCache(config, batch=rows, capacity=tokens + 1)
+            fused(ids_BT, cache)
+            last = fused(ids_BT[:, :1], cache, last_only=True)
+            whole = model(torch.cat((ids_BT, ids_BT[:, :1]), dim=1))
+            torch.testing.assert_close(last, whole[:, -1:], atol=1e-5, rtol=1e-4)
+        half = random_gpt(config).to(torch.bfloat16)
+        ids_BT = random_ids(2, 5)
+        expected = half(ids_BT)
+        torch.testing.assert_close(half.fuse()(ids_BT), expected, atol=0.05, rtol=0.02)
 
 
 def test_last_only_gives_the_last_row_of_the_full_logits() -> None:
