@@ -37,21 +37,21 @@ class ScriptedModel(GPT):
         ids_BT: Tensor,
         kv_cache: KVCache | None = None,
         last_only: bool = False,
-        lengths_B: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         B, T = ids_BT.shape
         self.rows_read.append(B)
-        lengths = torch.full((B,), T) if lengths_B is None else lengths_B
+        real = [T] * B if lengths is None else lengths
         if kv_cache is None:
-            read = [tuple(row[:length].tolist()) for row, length in zip(ids_BT, lengths, strict=True)]
+            read = [tuple(row[:length].tolist()) for row, length in zip(ids_BT, real, strict=True)]
         else:
-            positions_BT = kv_cache.positions(T)
-            stored_BS = kv_cache.k_LBGSD[0, :, 0, :, 0]
+            positions_BT = kv_cache.begin(T).positions_BT
+            stored_BS = kv_cache.k_LBGSD[0, :B, 0, :, 0]
             stored_BS[torch.arange(B)[:, None], positions_BT] = ids_BT.float()
-            kv_cache.advance(T, lengths_B)
+            kv_cache.advance(T, lengths)
             read = [
                 tuple(int(token) for token in row[:length])
-                for row, length in zip(stored_BS, kv_cache.lengths_B, strict=True)
+                for row, length in zip(stored_BS, kv_cache.lengths, strict=True)
             ]
         logits_B1V = torch.zeros(B, 1, self.vocab_size)
         for row, ids in enumerate(read):

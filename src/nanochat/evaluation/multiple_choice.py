@@ -59,10 +59,8 @@ def choose(
         chosen = fitting[start : start + batch]
         longest = len(prompts[chosen[-1]])
         ids_BT = torch.tensor([[*prompts[i], *[0] * (longest - len(prompts[i]))] for i in chosen])
-        lengths_B = torch.tensor([len(prompts[i]) for i in chosen])
-        logits_B1V = model(
-            ids_BT.to(model.device), last_only=True, lengths_B=lengths_B.to(model.device)
-        ).cpu()
+        lengths = [len(prompts[i]) for i in chosen]
+        logits_B1V = model(ids_BT.to(model.device), last_only=True, lengths=lengths).cpu()
         for row, index in enumerate(chosen):
             best = int(logits_B1V[row, 0, letters[index]].argmax())
             answers[index] = questions[index].letters[best]

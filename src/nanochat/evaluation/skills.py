@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from nanochat.data.heldout import HeldOutQuestion, Skill, judge
 from nanochat.evaluation.intervals import Interval, wilson
-from nanochat.inference.engine import Engine, Generation
+from nanochat.inference.engine import Engine
+from nanochat.inference.generation import Generation
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import written
 

@@ -17,7 +17,8 @@ import torch
 
 from nanochat.data.conversations import Conversation, Message, Part
 from nanochat.huggingface.config import ExportError
-from nanochat.inference.engine import Engine, Generation
+from nanochat.inference.engine import Engine
+from nanochat.inference.generation import Generation
 from nanochat.inference.sampling import Sampling
 from nanochat.model.gpt import GPT
 

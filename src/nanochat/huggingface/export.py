@@ -78,7 +78,7 @@ def export_model(store: ObjectStore, model: str, source: Source, destination: Pa
 
     _require_replaceable(destination)
     before = current_receipt(store, model, STAGE_OF[source])
-    engine = load_engine(store, model, source, device="cpu")
+    engine = load_engine(store, model, source, device="cpu", as_trained=True)
     if before is None or current_receipt(store, model, STAGE_OF[source]) != before:
         raise ExportError(f"{STAGE_OF[source]} of {model} was rebuilt just now: export it again")
     try:

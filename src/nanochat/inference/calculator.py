@@ -48,7 +48,8 @@ class Calculator:
     """Evaluates expressions within bounds; never raises. Safe to use from several threads.
 
     time_limit_s, memory_limit_bytes: for one expression, enforced inside the worker (and from
-    outside, a second later, by ending the worker). The worker starts with the first expression. It
+    outside, a second later, by ending the worker). workers: expressions that are worked on at the
+    same time; more of them wait. The first worker starts with the first expression. It
     does not survive a fork: a process forked after that gets refusals (start processes by spawn).
     """
 
@@ -62,7 +63,9 @@ class Calculator:
         memory_limit_bytes: int = 8 * 1024 * 1024,
         max_expression_chars: int = 256,
         max_result_chars: int = 64,
+        workers: int = 2,
     ) -> None:
+        self.workers = workers
         self.max_expression_chars = max_expression_chars
         self.max_result_chars = max_result_chars
         self._limits = ResourceLimits(
@@ -124,7 +127,9 @@ class Calculator:
             if self._pool is None:
                 Calculator._started_in = os.getpid()
                 pool = Monty(
-                    checkout_timeout=self._request_timeout_s, request_timeout=self._request_timeout_s
+                    max_processes=self.workers,
+                    checkout_timeout=self._request_timeout_s,
+                    request_timeout=self._request_timeout_s,
                 )
                 self._pool = pool.__enter__()
             return self._pool

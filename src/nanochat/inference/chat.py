@@ -20,7 +20,8 @@ from nanochat.store.objects import ObjectStore
 from nanochat.store.receipts import FileRef, Receipt, current_receipt, read_receipt
 
 if TYPE_CHECKING:
-    from nanochat.inference.engine import Engine, Generation
+    from nanochat.inference.engine import Engine
+    from nanochat.inference.generation import Generation
 
 Source = Literal["base", "mid", "sft"]
 
@@ -101,12 +102,16 @@ def load_chat(
     return ChatSession(load_engine(store, model, source), sampling)
 
 
-def load_engine(store: ObjectStore, model: str, source: Source = "sft", device: str = "auto") -> Engine:
+def load_engine(
+    store: ObjectStore, model: str, source: Source = "sft", device: str = "auto", *, as_trained: bool = False
+) -> Engine:
     """The engine over a model's current `source` stage; `auto` is an NVIDIA GPU where there is one, else
     the CPU (an Apple GPU only where `mps` is asked for).
 
-    Weights are bfloat16 on an NVIDIA GPU, else fp32. Raises ChatError where that stage is not built,
-    CheckpointError where a file is not what its receipt says.
+    Weights are bfloat16 where that is faster: on an NVIDIA GPU, and on a CPU that multiplies it natively
+    (one with AVX2 alone takes longer than with fp32); else fp32. They are laid out for inference. as_trained:
+    fp32, as the checkpoint has them. Raises ChatError where that stage is not built, CheckpointError where a
+    file is not what its receipt says.
     """
     receipt = current_receipt(store, model, STAGE_OF[source])
     if receipt is None:
@@ -116,11 +121,14 @@ def load_engine(store: ObjectStore, model: str, source: Source = "sft", device: 
     import torch
 
     from nanochat.inference.engine import Engine
+    from nanochat.inference.prefixes import PREFIX_CACHE_BYTES
     from nanochat.tokenizer import Tokenizer
     from nanochat.training.checkpoint import MODEL_FILES, load_card, load_model, verify_file
+    from nanochat.training.runtime import cpu_has_fast_bf16
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = torch.bfloat16 if chosen.startswith("cuda") else torch.float32
+    fast_bf16 = chosen.startswith("cuda") or (chosen == "cpu" and cpu_has_fast_bf16())
+    dtype = torch.bfloat16 if fast_bf16 and not as_trained else torch.float32
     with tempfile.TemporaryDirectory(prefix="nanochat-chat-") as temporary:
         folder = Path(temporary)
         for file in (*(receipt.output(name) for name in MODEL_FILES), tokenizer_file):
@@ -133,7 +141,10 @@ def load_engine(store: ObjectStore, model: str, source: Source = "sft", device: 
                 "rebuild its stage with --force"
             )
         tokenizer = Tokenizer.load(folder / tokenizer_file.name)
-        return Engine(load_model(folder, device=chosen, dtype=dtype), tokenizer)
+        loaded = load_model(folder, device=chosen, dtype=dtype)
+        if not as_trained:
+            loaded.fuse()
+        return Engine(loaded, tokenizer, prefix_cache_bytes=PREFIX_CACHE_BYTES)
 
 
 def _why_missing(store: ObjectStore, model: str, source: Source) -> str:

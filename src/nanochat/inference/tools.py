@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,20 +33,38 @@ class ToolCall:
 
 
 class ToolMachine:
-    """Reads the tokens of one answer. `calls` is what it has asked the calculator so far."""
+    """Reads the tokens of one answer. `calls` is what it has asked the calculator so far.
 
-    def __init__(self, tokenizer: Tokenizer, calculator: Calculator) -> None:
+    executor: where calls are worked on, so that a slow one holds up its own answer only (None: in
+    `read`, which then returns when the call is answered).
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, calculator: Calculator, executor: Executor | None = None
+    ) -> None:
         self.calls: list[ToolCall] = []
         self._tokenizer = tokenizer
         self._calculator = calculator
+        self._executor = executor
         self._names = {tokenizer.special(name): name for name in SPECIAL_TOKENS}
         self._due: deque[int] = deque()
+        self._asked: tuple[str, Future[Result | Refusal]] | None = None
         self._state: PartType = "text"
         self._code: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def waiting(self) -> Future[Result | Refusal] | None:
+        """The call without whose result the answer cannot go on."""
+        if self._due or self._asked is None or self._asked[1].done():
+            return None
+        return self._asked[1]
+
     def take_due(self) -> int | None:
-        """The token that is forced next, if any."""
+        """The token that is forced next, if any. Not to be asked for while the machine is `waiting`."""
+        if not self._due and self._asked is not None:
+            self._answer(*self._asked)
+            self._asked = None
         return self._due.popleft() if self._due else None
 
     def read(self, token: int) -> list[Part]:
@@ -58,7 +77,7 @@ class ToolMachine:
         if name == "<|python_start|>":
             return self._enter("python")
         if name == "<|python_end|>" and self._state == "python":
-            self._call()
+            self._ask()
             return self._enter("text")
         if name == "<|output_start|>":
             return self._enter("python_output")
@@ -68,21 +87,37 @@ class ToolMachine:
 
     def finish(self) -> list[Part]:
         """What is left when the answer ends: U+FFFD for a character that was begun."""
+        if self._asked is not None and self._asked[1].done():
+            self._answer(*self._asked)
+        self._asked = None
+        return self._rest()
+
+    def _rest(self) -> list[Part]:
         return self._pieces(self._decoder.decode(b"", final=True))
 
     def _enter(self, state: PartType) -> list[Part]:
         # A character that one part leaves unfinished must not swallow the start of the next.
-        rest = self.finish()
+        rest = self._rest()
         self._state = state
         self._code = []
         return rest
 
-    def _call(self) -> None:
+    def _ask(self) -> None:
         expression = self._tokenizer.decode(self._code)
-        outcome = self._calculator.evaluate(expression)
+        outcome: Future[Result | Refusal]
+        if self._executor is None:
+            outcome = Future()
+            outcome.set_result(self._calculator.evaluate(expression))
+        else:
+            outcome = self._executor.submit(self._calculator.evaluate, expression)
+        self._asked = expression, outcome
+        self._due.append(self._tokenizer.special("<|output_start|>"))
+
+    def _answer(self, expression: str, future: Future[Result | Refusal]) -> None:
+        error = future.exception()
+        outcome = future.result() if error is None else Refusal(str(error))
         self.calls.append(ToolCall(expression, outcome))
         output = outcome.text if isinstance(outcome, Result) else ERROR_OUTPUT
-        self._due.append(self._tokenizer.special("<|output_start|>"))
         self._due.extend(self._tokenizer.encode(output))
         self._due.append(self._tokenizer.special("<|output_end|>"))
 

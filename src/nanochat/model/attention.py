@@ -20,23 +20,26 @@ EXPLICIT_MAX_KEYS = 1024
 
 
 def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None = None) -> Tensor:
-    """Softmax(q·kᵀ/√D)·v with a causal mask, or with `mask_BTS` (True = may look) where given.
+    """Softmax(q·kᵀ/√D + mask)·v, causal where no mask is given. Returns BHTD in q's dtype.
 
-    Without a mask T must equal S. Returns BHTD in q's dtype.
+    mask_BTS: 0 = may look, -inf = may not, in q's dtype. Without a mask T must equal S, or be 1: one
+    query that looks at all keys.
     """
-    assert mask_BTS is not None or q_BHTD.shape[2] == k_BGSD.shape[2], "causal attention needs T == S"
+    tokens, keys = q_BHTD.shape[2], k_BGSD.shape[2]
+    assert mask_BTS is not None or tokens in (1, keys), "causal attention needs T == S or T == 1"
     explicit = (
         mask_BTS is None
+        and tokens == keys
         and q_BHTD.device.type == "cpu"
         and q_BHTD.dtype == torch.bfloat16
-        and k_BGSD.shape[2] <= EXPLICIT_MAX_KEYS
+        and keys <= EXPLICIT_MAX_KEYS
     )
     if explicit:
         return _explicit_causal(q_BHTD, k_BGSD, v_BGSD)
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if mask_BTS is None:
         return F.scaled_dot_product_attention(
-            q_BHTD, k_BGSD, v_BGSD, is_causal=q_BHTD.shape[2] > 1, enable_gqa=grouped
+            q_BHTD, k_BGSD, v_BGSD, is_causal=tokens > 1, enable_gqa=grouped
         )
     return F.scaled_dot_product_attention(
         q_BHTD, k_BGSD, v_BGSD, attn_mask=mask_BTS[:, None], enable_gqa=grouped

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ class Answering(GPT):
         ids_BT: Tensor,
         kv_cache: object = None,
         last_only: bool = False,
-        lengths_B: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         assert last_only
-        assert lengths_B is not None
+        assert lengths is not None
         logits_B1V = torch.zeros(len(ids_BT), 1, self.vocab_size)
-        for row, length in enumerate(lengths_B.tolist()):
+        for row, length in enumerate(lengths):
             letter = self.says[tuple(ids_BT[row, :length].tolist())]
             logits_B1V[row, 0, self.tokenizer.encode(letter)[0]] = 1.0
             # What is likelier than any letter is no answer.

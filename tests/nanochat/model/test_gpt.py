@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nanochat import costs
+from nanochat.model import gpt
 from nanochat.model.gpt import GPT, NORM_EPS, norm, rotate
 from nanochat.model.kv_cache import KVCache
 from nanochat.recipes import Model, named_recipes
@@ -99,9 +100,8 @@ def test_rows_of_different_lengths_share_a_cache() -> None:
     padded = torch.zeros(3, 9, dtype=torch.long)
     for row, length in enumerate(lengths):
         padded[row, :length] = ids_BT[row, :length]
-    lengths_B = torch.tensor(lengths)
     with torch.no_grad():
-        last = model(padded, cache, last_only=True, lengths_B=lengths_B)
+        last = model(padded, cache, last_only=True, lengths=lengths)
         for row, length in enumerate(lengths):
             alone = model(ids_BT[row : row + 1, :length])[:, -1]
             torch.testing.assert_close(last[row], alone, atol=1e-5, rtol=1e-4)
@@ -111,10 +111,49 @@ def test_rows_of_different_lengths_share_a_cache() -> None:
             for row, length in enumerate(lengths):
                 alone = model(ids_BT[row : row + 1, : length + step + 1])[:, -1]
                 torch.testing.assert_close(last[row], alone, atol=1e-5, rtol=1e-4)
-        cache.select(torch.tensor([2, 0]))
+        cache.remove(0)
+        cache.remove(1)
+        cache.append(cache.prefix(0, 8))
         last = model(ids_BT[[2, 0], :1], cache, last_only=True)
-        alone = model(torch.cat([ids_BT[2:3, :9], ids_BT[2:3, :1]], dim=1))[:, -1]
-        torch.testing.assert_close(last[0], alone, atol=1e-5, rtol=1e-4)
+        for row, (source, first, length) in enumerate([(2, 2, 9), (2, 0, 8)]):
+            alone = model(torch.cat([ids_BT[source : source + 1, :length], ids_BT[[first], :1]], dim=1))
+            torch.testing.assert_close(last[row], alone[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_cache_grows_and_keeps_what_it_holds() -> None:
+    model, ids_BT = random_gpt(GQA), random_ids(2, 20)
+    cache = KVCache(GQA, batch=1, capacity=4)
+    with torch.no_grad():
+        model(ids_BT[:1, :4], cache)
+        cache.reserve(1, 5)
+        assert cache.capacity == 8
+        cache.append(cache.prefix(0, 2))
+        cache.reserve(2, 20)
+        assert (cache.batch, cache.capacity, cache.lengths) == (2, 20, [4, 2])
+        last = model(torch.stack([ids_BT[0, 4:6], ids_BT[1, 2:4]]), cache, last_only=True)
+        for row, ids in enumerate([ids_BT[0, :6], torch.cat([ids_BT[0, :2], ids_BT[1, 2:4]])]):
+            torch.testing.assert_close(last[row], model(ids[None])[0, -1:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [MHA, GQA], ids=["mha", "gqa"])
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_fused_model_says_the_same(config: Model, copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt, "SINGLE_ROW_COPY_BYTES", 10**9 if copies else 0)
+    model, fused = random_gpt(config), random_gpt(config).fuse()
+    with torch.no_grad():
+        # One row, a few, more than are multiplied the other way round, and one token after others.
+        for rows, tokens in ((1, 1), (2, 12), (4, 12)):
+            ids_BT = random_ids(rows, tokens)
+            torch.testing.assert_close(fused(ids_BT), model(ids_BT), atol=1e-5, rtol=1e-4)
+            cache = KVCache(config, batch=rows, capacity=tokens + 1)
+            fused(ids_BT, cache)
+            last = fused(ids_BT[:, :1], cache, last_only=True)
+            whole = model(torch.cat((ids_BT, ids_BT[:, :1]), dim=1))
+            torch.testing.assert_close(last, whole[:, -1:], atol=1e-5, rtol=1e-4)
+        half = random_gpt(config).to(torch.bfloat16)
+        ids_BT = random_ids(2, 5)
+        expected = half(ids_BT)
+        torch.testing.assert_close(half.fuse()(ids_BT), expected, atol=0.05, rtol=0.02)
 
 
 def test_last_only_gives_the_last_row_of_the_full_logits() -> None:
