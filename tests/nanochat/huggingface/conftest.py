@@ -39,4 +39,4 @@ def engine(exported_store: ObjectStore) -> Engine:
     """Our engine over the same model."""
     from nanochat.inference.chat import load_engine
 
-    return load_engine(exported_store, "quick", device="cpu")
+    return load_engine(exported_store, "quick", device="cpu", as_trained=True)
