@@ -254,7 +254,7 @@ def test_the_model_is_exported_and_the_page_says_what_was_found_equal(built: Sim
     assert receipt is not None
     assert read_export(folder).receipt_sha256 == receipt.digest()
     assert metadata["equal_logits"].value >= 9
-    assert "| offline_mmlu, 20 questions | accuracy |" in metadata["card"].value
+    assert "| tinytext, validation | bits per byte |" in metadata["card"].value
     failed = materialize(built, "huggingface_export", "slow")
     assert any("'slow' is not built yet" in failure for failure in failures(failed))
 
