@@ -127,7 +127,8 @@ test-image: setup
 histories: export HISTORIES ?= 300
 histories: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dagster_nanochat/launch/runpod/test_histories.py \
-	  tests/dagster_nanochat/launch/runpod/test_trained_histories.py
+	  tests/dagster_nanochat/launch/runpod/test_trained_histories.py \
+	  tests/dagster_nanochat/launch/runpod/test_nodes.py
 
 # Splitting against two regular expression engines, in every instruction set that the processor has;
 # then encoding against tiktoken.

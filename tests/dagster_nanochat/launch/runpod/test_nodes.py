@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -106,8 +107,14 @@ def is_killed(runpod: Emulator, node: PodTruth) -> str:
     return "the container was started again"
 
 
+more = pytest.mark.skipif("HISTORIES" not in os.environ, reason="told by `make histories`")
+
+
 @needs_s3
-@pytest.mark.parametrize(("happens", "rank"), [(vanishes, 1), (dies, 0), (is_killed, 1)])
+@pytest.mark.parametrize(
+    ("happens", "rank"),
+    [(dies, 0), pytest.param(vanishes, 1, marks=more), pytest.param(is_killed, 1, marks=more)],
+)
 def test_a_node_that_is_lost_ends_the_attempt_and_the_next_goes_on_from_its_checkpoint(
     project: SimpleNamespace,
     runpod: Emulator,
