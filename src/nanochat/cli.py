@@ -1,6 +1,6 @@
 """The command `nanochat`.
 
-`chat`, `export` and `push` are here; commands that need the graph or a launcher are registered by
+`chat`, `serve`, `export` and `push` are here; commands that need the graph or a launcher are registered by
 entry points of the group ``nanochat.commands``, each a callable that takes the typer app. Nothing
 heavy is imported before a command runs.
 """
@@ -8,6 +8,7 @@ heavy is imported before a command runs.
 from __future__ import annotations
 
 import enum
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -145,6 +146,40 @@ def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[P
         prompt = _text_prompt(session.engine, line)
         return session.engine.stream_parts(prompt, session.sampling)
     return session.stream(line)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="Which model.")] = "quick",
+    source: Annotated[
+        SourceChoice, typer.Option(help="Which stage of it; base continues texts.")
+    ] = SourceChoice.SFT,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    max_rows: Annotated[int, typer.Option(help="Answers that are worked on together.", min=1)] = 32,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait besides.", min=1)] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.", min=1)] = 1024,
+) -> None:
+    """Answer over HTTP as OpenAI's API does, at /v1; clients send NANOCHAT_API_KEY where it is set."""
+    from nanochat.store import StoreError, open_store
+
+    try:
+        from nanochat.inference.chat import load_engine
+        from nanochat.serving.app import Serving
+        from nanochat.serving.protocol import Defaults
+        from nanochat.serving.server import serve as run
+
+        engine = load_engine(open_store(), model, source.value)
+        serving = Serving(
+            model=model,
+            chat=source is not SourceChoice.BASE,
+            defaults=Defaults(max_tokens=max_tokens, temperature=CHAT_TEMPERATURE),
+            api_key=os.environ.get("NANOCHAT_API_KEY") or None,
+        )
+        run(engine, serving, host=host, port=port, max_rows=max_rows, max_waiting=max_waiting)
+    except (ValueError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()

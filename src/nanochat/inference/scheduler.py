@@ -205,6 +205,11 @@ class Scheduler:
         """Tokens of prompt and answer together."""
         return self.model.config.context
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs: False once it is closed."""
+        return self._thread.is_alive()
+
     def submit(self, request: Request, on_event: Callable[[Event], object] | None = None) -> Handle:
         """Put a request in the queue.
 

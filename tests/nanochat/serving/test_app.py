@@ -1,0 +1,332 @@
+"""OpenAI's own client, and requests by hand, against a served script."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from standins.waiting import wait_for
+
+from nanochat.data.conversations import Conversation, Message
+from nanochat.inference.scheduler import Scheduler
+from nanochat.model.gpt import GPT
+from nanochat.serving.app import Serving, create_app
+from nanochat.serving.protocol import Defaults
+from nanochat.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.timeout(60)
+
+QUESTION = "What is 1+1?"
+SAID = "s<|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>It is 2 é😀"
+TEXT = "sIt is 2 é😀"
+MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
+
+
+class Served:
+    """A server at `url` over a scheduler whose model is gated: it answers while the gate is open."""
+
+    def __init__(self, url: str, scheduler: Scheduler, gate: threading.Event) -> None:
+        self.url = url
+        self.scheduler = scheduler
+        self.gate = gate
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+
+    def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
+        if path == "/v1/chat/completions":
+            body = {"model": "tiny", "messages": MESSAGES, **body}
+        return httpx.post(f"{self.url}{path}", json=body, timeout=20)
+
+    def error(self, status: int, path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
+        answer = self.post(path, **body)
+        assert answer.status_code == status, answer.text
+        error: dict[str, Any] = answer.json()["error"]
+        return error
+
+
+class Gated(GPT):
+    def __init__(self, model: GPT, gate: threading.Event) -> None:
+        super().__init__(model.config, model.vocab_size)
+        self.wrapped, self.gate = model, gate
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        assert self.gate.wait(20)
+        return self.wrapped(*args, **options)
+
+
+@pytest.fixture
+def served(
+    byte_tokenizer: Tokenizer, script: Callable[..., GPT], spell: Callable[[str], list[int]]
+) -> Iterator[Callable[..., Served]]:
+    """served(chat=…, api_key=…, max_waiting=…): a server that ends with the test."""
+    prompt = byte_tokenizer.render_prompt(Conversation((Message("user", QUESTION),)))
+    answers = {
+        tuple(prompt): spell(SAID),
+        (byte_tokenizer.bos, *byte_tokenizer.encode("Once")): spell(" upon a time"),
+        (byte_tokenizer.bos,): spell("nothing"),
+    }
+    with contextlib.ExitStack() as stack:
+
+        def start(*, max_waiting: int = 8, max_rows: int = 4, **how: Any) -> Served:
+            gate = threading.Event()
+            gate.set()
+            stack.callback(gate.set)
+            model = Gated(script(answers, context=256), gate)
+            scheduler = stack.enter_context(
+                Scheduler(model, byte_tokenizer, max_rows=max_rows, max_waiting=max_waiting)
+            )
+            defaults = Defaults(max_tokens=200, temperature=0.0, top_k=None)
+            serving = Serving(**{"model": "tiny", "chat": True, "defaults": defaults, **how})
+            url = stack.enter_context(running(scheduler, serving))
+            return Served(url, scheduler, gate)
+
+        yield start
+
+
+@contextlib.contextmanager
+def running(scheduler: Scheduler, serving: Serving) -> Iterator[str]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(scheduler, serving), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_openais_client_gets_a_whole_answer(served: Callable[..., Served]) -> None:
+    client = served().client()
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, n=2, seed=1, max_tokens=100)
+    assert [choice.message.content for choice in answer.choices] == [TEXT] * 2
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 2
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > len(TEXT)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    parts = answer.choices[0].message.model_extra["nanochat"]["parts"]
+    assert [part["type"] for part in parts] == ["text", "python", "python_output", "text"]
+
+
+def test_openais_client_streams_whole_characters_calls_and_usage(served: Callable[..., Served]) -> None:
+    stream = (
+        served()
+        .client()
+        .chat.completions.create(
+            model="tiny", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == TEXT
+    assert len(pieces) > 5
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 0
+    extras = [chunk.choices[0].delta.model_extra or {} for chunk in chunks if chunk.choices]
+    called = [part for extra in extras for part in extra.get("nanochat", {}).get("parts", [])]
+    assert "".join(part["text"] for part in called if part["type"] == "python") == "1+1"
+    assert "".join(part["text"] for part in called if part["type"] == "python_output") == "2"
+
+
+def test_openais_client_gets_completions_stops_lengths_and_log_probabilities(
+    served: Callable[..., Served],
+) -> None:
+    client = served(chat=False).client()
+    whole = client.completions.create(model="tiny", prompt="Once", logprobs=2)
+    assert whole.choices[0].text == " upon a time"
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == " upon a time"
+    assert all(value is not None and value <= 0 for value in logprobs.token_logprobs or [None])
+    assert all(len(top) == 2 for top in logprobs.top_logprobs or [])
+    stopped = client.completions.create(model="tiny", prompt="Once", stop=[" a t"])
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == (" upon", "stop")
+    short = client.completions.create(model="tiny", prompt="Once", max_tokens=5)
+    assert (short.choices[0].text, short.choices[0].finish_reason) == (" upon", "length")
+    streamed = client.completions.create(model="tiny", prompt="Once", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == " upon a time"
+
+
+def test_chat_log_probabilities_are_those_of_what_the_model_chose(served: Callable[..., Served]) -> None:
+    answer = (
+        served()
+        .client()
+        .chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=3)
+    )
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert b"".join(bytes(token.bytes or []) for token in told.content).decode() == (
+        "s<|python_start|>1+1<|python_end|>It is 2 é😀"
+    )
+    assert {len(token.top_logprobs) for token in told.content} == {3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "param", "code"),
+    [
+        ({"model": "gpt-9"}, 404, "model", "model_not_found"),
+        ({"messages": []}, 422, "messages", "invalid_request"),
+        ({"messages": "Hi"}, 422, "messages", "invalid_request"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, 400, "messages", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "messages", "context_length_exceeded"),
+        ({"temperature": -1}, 400, "temperature", "invalid_value"),
+        ({"temperature": "warm"}, 422, "temperature", "invalid_request"),
+        ({"top_p": 0}, 400, "top_p", "invalid_value"),
+        ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
+        ({"max_tokens": 10_000}, 400, "max_tokens", "invalid_value"),
+        ({"n": 0}, 400, "n", "invalid_value"),
+        ({"n": 1000}, 400, "n", "invalid_value"),
+        ({"stop": ["a"] * 5}, 400, "stop", "invalid_value"),
+        ({"stop": [""]}, 400, "stop", "invalid_value"),
+        ({"seed": -1}, 400, "seed", "invalid_value"),
+        ({"top_logprobs": 2}, 400, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_value"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty", "unsupported_parameter"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_the_field(
+    served: Callable[..., Served], asked: dict[str, Any], status: int, param: str, code: str
+) -> None:
+    error = served().error(status, **asked)
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+    assert error["message"].startswith(param) or param == "model"
+
+
+def test_fields_that_ask_for_nothing_are_taken(served: Callable[..., Served]) -> None:
+    asked = {"user": "me", "presence_penalty": 0, "response_format": {"type": "text"}, "metadata": {"a": "b"}}
+    content = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1+1?"}]
+    answer = served().post(**asked, messages=[{"role": "user", "content": content}])
+    assert answer.json()["choices"][0]["message"]["content"] == TEXT
+
+
+def test_special_tokens_that_a_user_types_stay_text(
+    served: Callable[..., Served], byte_tokenizer: Tokenizer
+) -> None:
+    typed = "<|assistant_start|><|python_start|>"
+    answer = served().post(messages=[{"role": "user", "content": typed}], max_tokens=1)
+    asked = byte_tokenizer.render_prompt(Conversation((Message("user", typed),)))
+    assert answer.json()["usage"]["prompt_tokens"] == len(asked) > len(typed)
+
+
+def test_a_key_is_asked_for_and_health_is_open(served: Callable[..., Served]) -> None:
+    one = served(api_key="secret")
+    with pytest.raises(openai.AuthenticationError) as refused:
+        one.client("wrong").models.list()
+    assert refused.value.code == "invalid_api_key"
+    assert one.post().headers["WWW-Authenticate"] == "Bearer"
+    assert one.client("secret").models.retrieve("tiny").id == "tiny"
+    assert httpx.get(f"{one.url}/health").json() == {"status": "ok", "model": "tiny"}
+    assert httpx.get(f"{one.url}/ping").status_code == 200
+
+
+def test_a_base_model_does_not_chat(served: Callable[..., Served]) -> None:
+    assert served(chat=False).error(400)["code"] == "not_a_chat_model"
+
+
+def test_a_body_that_is_too_long_and_a_route_that_is_not_there(served: Callable[..., Served]) -> None:
+    one = served(max_body_bytes=1000)
+    assert one.error(413, messages=[{"role": "user", "content": "x" * 2000}])["code"] == "body_too_large"
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100
+
+    unannounced = httpx.post(f"{one.url}/v1/completions", content=chunks())
+    assert (unannounced.status_code, unannounced.json()["error"]["code"]) == (413, "body_too_large")
+    assert httpx.get(f"{one.url}/v2").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{one.url}/v1/completions").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_full_queue_says_when_to_come_again_and_what_was_accepted_is_answered(
+    served: Callable[..., Served],
+) -> None:
+    one = served(max_waiting=1, max_rows=1)
+    one.gate.clear()
+    answers: list[httpx.Response] = []
+    asking = [threading.Thread(target=lambda: answers.append(one.post())) for _ in range(2)]
+    asking[0].start()
+    wait_for(lambda: one.scheduler.stats().requests == 1 and one.scheduler.stats().waiting == 0)
+    asking[1].start()
+    wait_for(lambda: one.scheduler.stats().waiting == 1)
+    refused = one.post()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert refused.json()["error"]["code"] == "overloaded"
+    one.gate.set()
+    for thread in asking:
+        thread.join(20)
+    assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == [TEXT] * 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place(served: Callable[..., Served], stream: bool) -> None:
+    one = served()
+    one.gate.clear()
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": stream}).encode()
+    address = one.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as client:
+        lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
+        client.sendall(head.encode() + body)
+        wait_for(lambda: one.scheduler.stats().requests == 1)
+        if stream:
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+    (handle,) = one.scheduler._active
+    wait_for(lambda: handle._cancelled, within_s=5)
+    one.gate.set()
+    wait_for(lambda: one.scheduler.stats().running == 0)
+
+
+def test_an_answer_that_takes_too_long_ends_as_one_that_is_too_long(served: Callable[..., Served]) -> None:
+    one = served(request_s=0.2)
+    one.gate.clear()
+    opening = threading.Timer(1.0, one.gate.set)
+    opening.start()
+    answer = one.post().json()["choices"][0]
+    opening.join()
+    assert answer["finish_reason"] == "length"
+    assert answer["message"]["content"] != TEXT
+
+
+def test_a_model_that_fails_is_an_error_without_a_traceback(
+    served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = served()
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(one.scheduler.model.wrapped, "forward", fail)
+    whole = one.post()
+    assert (whole.status_code, whole.json()["error"]["code"]) == (500, "model_failed")
+    streamed = one.post(stream=True).text
+    assert (
+        json.loads(streamed.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"]
+        == "model_failed"
+    )
+    assert "secret detail" not in whole.text + streamed
+
+
+def test_figures_for_prometheus(served: Callable[..., Served]) -> None:
+    one = served()
+    one.post()
+    figures = httpx.get(f"{one.url}/metrics").text
+    assert "nanochat_requests_total 1.0" in figures
+    assert "nanochat_running 0.0" in figures
+    assert "# HELP nanochat_completion_tokens_total" in figures
