@@ -57,37 +57,46 @@ def test_it_prints_what_to_export_serves_and_leaves_nothing_behind(tmp_path: Pat
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        printed = [process.stdout.readline().strip() for _ in _NAMES]
-        exports = dict(line.removeprefix("export ").split("=", 1) for line in printed)
-        assert list(exports) == _NAMES
-        told = iter(process.stderr.readline, "")
-        control = next(line for line in told if line.startswith("Control")).split()[1]
-        bucket = boto3.client(
-            "s3",
-            endpoint_url=exports["AWS_ENDPOINT_URL"],
-            aws_access_key_id=exports["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=exports["AWS_SECRET_ACCESS_KEY"],
-            region_name="us-east-1",
-        )
-        bucket.put_object(Bucket=exports["NANOCHAT_STORE"].removeprefix("s3://"), Key="k", Body=b"1")
-        answer = httpx.post(
-            f"{exports['RUNPOD_API_URL']}/pods",
-            headers={"Authorization": f"Bearer {exports['RUNPOD_API_KEY']}"},
-            json={
-                "name": "a",
-                "image": "img",
-                "gpu": {"id": "NVIDIA L40S"},
-                "args": '{"entrypoint": ["sleep", "600"]}',
-            },
-            trust_env=False,
-        )
-        assert answer.status_code == 201, answer.text
-        wait_for(
-            lambda: httpx.get(f"{control}/pods", trust_env=False).json()[0]["living_process_ids"], within_s=10
-        )
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert {"versitygw", "sleep"} <= {member.name() for member in family}
-        process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        try:
+            printed = [process.stdout.readline().strip() for _ in _NAMES]
+            exports = dict(line.removeprefix("export ").split("=", 1) for line in printed)
+            assert list(exports) == _NAMES
+            told = iter(process.stderr.readline, "")
+            control = next(line for line in told if line.startswith("Control")).split()[1]
+            image = next(line for line in told if line.startswith("export NANOCHAT_TRAINING_IMAGE="))
+            host, _, name = image.strip().partition("=")[2].partition("/")
+            assert httpx.get(
+                f"http://{host}/v2/{name.replace(':', '/manifests/')}", trust_env=False
+            ).is_success
+            bucket = boto3.client(
+                "s3",
+                endpoint_url=exports["AWS_ENDPOINT_URL"],
+                aws_access_key_id=exports["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=exports["AWS_SECRET_ACCESS_KEY"],
+                region_name="us-east-1",
+            )
+            bucket.put_object(Bucket=exports["NANOCHAT_STORE"].removeprefix("s3://"), Key="k", Body=b"1")
+            answer = httpx.post(
+                f"{exports['RUNPOD_API_URL']}/pods",
+                headers={"Authorization": f"Bearer {exports['RUNPOD_API_KEY']}"},
+                json={
+                    "name": "a",
+                    "image": "img",
+                    "gpu": {"id": "NVIDIA L40S"},
+                    "args": '{"entrypoint": ["sleep", "600"]}',
+                },
+                trust_env=False,
+            )
+            assert answer.status_code == 201, answer.text
+            wait_for(
+                lambda: httpx.get(f"{control}/pods", trust_env=False).json()[0]["living_process_ids"],
+                within_s=10,
+            )
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert {"versitygw", "sleep"} <= {member.name() for member in family}
+            process.send_signal(number)
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()  # else what fails here would wait for it
     assert [member for member in family if member.is_running()] == []
     assert list(tmp_path.iterdir()) == []

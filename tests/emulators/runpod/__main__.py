@@ -4,8 +4,8 @@ Standard output has the lines to copy into another shell; there, `NANOCHAT_LAUNC
 trains on "pods" that are processes of this machine, for dollars that nobody pays. The store's credentials
 are kept as secrets already, and the training image is in the emulator's registry. Where the machine has no
 GPU, a program that says it has some stands in for nvidia-smi, and the processor trains. Standard error tells
-the control port's address, where things can go wrong on request while it serves. With CONTROL as that
-address:
+the image's name, and the control port's address, where things can go wrong on request while it serves. With
+CONTROL as that address:
 
     curl $CONTROL/faults -d '{"kind": "no_capacity", "gpu": "H100", "times": null}'
     curl $CONTROL/faults -d '{"kind": "dies", "pod": "<pod id>", "state": "ERROR"}'
@@ -80,10 +80,11 @@ def main() -> int:
         emulator.set_secret("AWS_ACCESS_KEY_ID", s3.ACCESS_KEY)
         emulator.set_secret("AWS_SECRET_ACCESS_KEY", s3.SECRET_KEY)
         emulator.registry.publish(IMAGE, "latest")
+        image = f"{urlsplit(emulator.registry_url).netloc}/{IMAGE}:latest"
+        print(f"export NANOCHAT_TRAINING_IMAGE={image}", file=sys.stderr, flush=True)
         exports = {
             "RUNPOD_API_URL": emulator.url,
             "RUNPOD_API_KEY": emulator.api_key,
-            "NANOCHAT_TRAINING_IMAGE": f"{urlsplit(emulator.registry_url).netloc}/{IMAGE}:latest",
             "NANOCHAT_STORE": f"s3://{s3.BUCKET}",
             "AWS_ENDPOINT_URL": proxy.url,
             "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
