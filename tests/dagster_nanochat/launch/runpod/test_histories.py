@@ -43,6 +43,8 @@ from standins.pod_histories import (
 from standins.waiting import wait_for
 
 from dagster_nanochat.launch.runpod.launcher import DEFAULT_MAX_PODS
+from dagster_nanochat.launch.runpod.sweeper import sweep
+from nanochat.store.ledger import entries
 
 HISTORIES = int(os.environ.get("HISTORIES") or "60")
 SEED = int(os.environ.get("HISTORIES_SEED", random.randrange(2**32)))
@@ -292,4 +294,7 @@ def test_sixteen_models_share_the_machines_also_when_orchestrators_are_killed(
         assert {model: said(model)["type"] for model in models} == dict.fromkeys(models, "receipt")
         assert most_at_once(emulator.pods()) == DEFAULT_MAX_PODS
         assert emulator.violations == []
+        # Where an orchestrator was killed at the very end, the ledger has not heard of it yet.
+        with hurried_stage.HurriedClient(emulator.api_key, emulator.url) as client:
+            wait_for(lambda: [*sweep(client, store)] == [] and not any(e.open for e in entries(store)))
         check_end(folder, store, emulator.pods())
