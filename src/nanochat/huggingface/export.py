@@ -17,14 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from nanochat.huggingface.config import ExportError, generation_config, model_config
 from nanochat.recipe_book import load_recipes
 from nanochat.store import ObjectStore
 from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document
-from nanochat.store.receipts import current_receipt
+from nanochat.store.receipts import FileEntry, current_receipt
 
 if TYPE_CHECKING:
     from nanochat.inference.chat import Source
@@ -32,15 +30,6 @@ if TYPE_CHECKING:
 RECORD = "nanochat.json"
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
-
-
-class ExportedFile(BaseModel):
-    """A file of an export. Names are plain: a record cannot point out of its folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    size_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class ExportRecord(Document):
@@ -57,7 +46,7 @@ class ExportRecord(Document):
     receipt_sha256: str
     transformers: str
     compared: dict[str, int]
-    files: tuple[ExportedFile, ...]
+    files: tuple[FileEntry, ...]
 
     def summary(self) -> str:
         """What was compared, in a sentence."""
@@ -109,10 +98,7 @@ def export_model(store: ObjectStore, model: str, source: Source, destination: Pa
             (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         write_tokenizer(engine.tokenizer, folder, context=engine.context, chat=chat)
         compared = compare(folder, engine, chat=chat)
-        files = tuple(
-            ExportedFile(name=path.name, size_bytes=path.stat().st_size, sha256=digest_file(path))
-            for path in sorted(folder.iterdir())
-        )
+        files = tuple(FileEntry.of(path) for path in sorted(folder.iterdir()))
         built, vocab_size = engine.model.config, engine.tokenizer.vocab_size
         card = model_card(recipe, built, vocab_size, lineage(store, before), chat=chat)
         (folder / CARD).write_text(card, encoding="utf-8")

@@ -33,7 +33,7 @@ from nanochat.inference.scheduler import (
     Scheduler,
 )
 from nanochat.serving.answers import Answers
-from nanochat.serving.errors import ApiError, overloaded
+from nanochat.serving.errors import ApiError, bad_value, overloaded
 from nanochat.serving.protocol import ChatBody, CompletionBody, Defaults, chat_request, completion_request
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -180,7 +180,7 @@ class _Service:
         except ClosedError as error:
             raise overloaded("the server is shutting down") from error
         except ValueError as error:
-            raise ApiError(400, str(error), code="invalid_value", param=_first_word(error)) from error
+            raise bad_value(error) from error
         # It takes no more than its time, however slowly it is read.
         ending = loop.call_later(self._serving.request_s, handle.cancel)
         if body.stream:
@@ -253,12 +253,6 @@ def _failure() -> ApiError:
 def _raise_failure(end: End) -> None:
     if end.error is not None:
         raise _failure() from end.error
-
-
-def _first_word(error: ValueError) -> str | None:
-    """The field that an error of a request begins with, where it is one."""
-    word = str(error).split(" ", 1)[0]
-    return word if word == "n" else None
 
 
 class _Figures:

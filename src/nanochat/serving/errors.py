@@ -38,5 +38,13 @@ def bad_field(param: str, message: str, *, code: str = "invalid_value") -> ApiEr
     return ApiError(400, f"{param}: {message}", code=code, param=param)
 
 
+def bad_value(error: ValueError) -> ApiError:
+    """What the engine refuses: its messages on a field read "<field> must …"."""
+    message = str(error)
+    field, found, _ = message.partition(" must ")
+    param = field if found and field.isidentifier() else None
+    return ApiError(400, message, code="invalid_value", param=param)
+
+
 def overloaded(message: str) -> ApiError:
     return ApiError(503, message, code="overloaded", headers={"Retry-After": "1"})

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nanochat.data.conversations import Conversation, ConversationError, Message
 from nanochat.inference.generation import Request
 from nanochat.inference.sampling import MAX_LOGPROBS, Sampling
-from nanochat.serving.errors import ApiError, bad_field
+from nanochat.serving.errors import ApiError, bad_field, bad_value
 from nanochat.tokenizer import Tokenizer
 
 # As OpenAI's API has it.
@@ -178,7 +178,5 @@ def _request(
     try:
         sampling = Sampling(**wishes, stop=tuple(stop), logprobs=logprobs)
     except ValueError as error:
-        # It begins with the field.
-        message = str(error)
-        raise ApiError(400, message, code="invalid_value", param=message.split()[0]) from error
+        raise bad_value(error) from error
     return Request(prompt=prompt, sampling=sampling, n=1 if body.n is None else body.n)

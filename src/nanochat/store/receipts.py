@@ -9,11 +9,12 @@ says which fingerprint of a stage is that model's, so two models whose stage is 
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from nanochat.store.digests import digest_bytes
+from nanochat.store.digests import digest_bytes, digest_file
 from nanochat.store.documents import Document, DocumentError
 from nanochat.store.layout import pointer_key, stage_prefix
 from nanochat.store.objects import ObjectNotFound, ObjectStore, PreconditionFailed
@@ -30,6 +31,20 @@ class FileRef(BaseModel):
     @property
     def name(self) -> str:
         return self.key.rsplit("/", 1)[-1]
+
+
+class FileEntry(BaseModel):
+    """A file of a folder. Names are plain: a list of them cannot point out of the folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """The file as it is now."""
+        return cls(name=path.name, size_bytes=path.stat().st_size, sha256=digest_file(path))
 
 
 class InputRef(BaseModel):

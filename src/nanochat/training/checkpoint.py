@@ -34,7 +34,7 @@ from nanochat.store import ObjectStore
 from nanochat.store.digests import digest_file
 from nanochat.store.documents import Document
 from nanochat.store.objects import ObjectNotFound
-from nanochat.store.receipts import FileRef
+from nanochat.store.receipts import FileEntry, FileRef
 from nanochat.training.checkpoint_folders import (
     MANIFEST,
     checkpoint_prefix,
@@ -111,22 +111,13 @@ class TrainingState(Document):
         return [{"token": attempt} if isinstance(attempt, str) else attempt for attempt in attempts]
 
 
-class ManifestEntry(BaseModel):
-    """One file of a checkpoint. Names are plain: a manifest cannot point out of its folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    size_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
 class Manifest(Document):
     """`manifest.json`: the commit mark."""
 
     schema_name: ClassVar[str] = "nanochat.checkpoint"
 
     step: int = Field(ge=0)
-    files: tuple[ManifestEntry, ...]
+    files: tuple[FileEntry, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,9 +227,9 @@ class CheckpointWriter:
         save_file(dict(snapshot.random), folder / RANDOM)
         (folder / MODEL_CARD).write_bytes(snapshot.card.to_bytes())
         (folder / STATE).write_bytes(snapshot.state.to_bytes())
-        entries = tuple(_entry(path) for path in sorted(folder.iterdir()))
+        entries = tuple(FileEntry.of(path) for path in sorted(folder.iterdir()))
         (folder / MANIFEST).write_bytes(Manifest(step=step, files=entries).to_bytes())
-        manifest = _entry(folder / MANIFEST)
+        manifest = FileEntry.of(folder / MANIFEST)
         prefix = checkpoint_prefix(self._prefix, self._training, step)
         # An older manifest must not vouch for a half-replaced folder.
         self._store.delete(f"{prefix}/{MANIFEST}")
@@ -248,11 +239,7 @@ class CheckpointWriter:
         return _checkpoint(prefix, step, (*entries, manifest))
 
 
-def _entry(path: Path) -> ManifestEntry:
-    return ManifestEntry(name=path.name, size_bytes=path.stat().st_size, sha256=digest_file(path))
-
-
-def _checkpoint(prefix: str, step: int, entries: tuple[ManifestEntry, ...]) -> Checkpoint:
+def _checkpoint(prefix: str, step: int, entries: tuple[FileEntry, ...]) -> Checkpoint:
     files = tuple(
         FileRef(key=f"{prefix}/{entry.name}", size_bytes=entry.size_bytes, sha256=entry.sha256)
         for entry in entries
@@ -304,7 +291,7 @@ def fetched_checkpoint(work: Path, prefix: str) -> Checkpoint:
     """A checkpoint that a process of this machine fetched and verified."""
     path = local_folder(work, prefix) / MANIFEST
     manifest = Manifest.from_bytes(path.read_bytes(), f"{prefix}/{MANIFEST}")
-    return _checkpoint(prefix, manifest.step, (*manifest.files, _entry(path)))
+    return _checkpoint(prefix, manifest.step, (*manifest.files, FileEntry.of(path)))
 
 
 def _fetch_manifest(store: ObjectStore, prefix: str, work: Path) -> Manifest:

@@ -1,14 +1,17 @@
-"""Clients of RunPod that a test answers, and RunPod's specification."""
+"""Clients of RunPod that a test answers, RunPod's specification, and an account at its emulator."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from emulators.runpod import Emulator
+from standins.runpod_account import audited_account, bucket_project
 from standins.runpod_api import CANARY, Clock, Specification
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
@@ -41,3 +44,17 @@ def client_of(clock: Clock) -> Callable[..., RunPodClient]:
         return RunPodClient(CANARY, transport=transport, sleep=clock.sleep, clock=clock, **options)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
+    """See `bucket_project`."""
+    with bucket_project(tmp_path_factory, module_environment) as made:
+        yield made
+
+
+@pytest.fixture
+def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """See `audited_account`."""
+    with audited_account(project, tmp_path, monkeypatch) as emulator:
+        yield emulator

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ import pytest
 from emulators.hub.client import running_hub
 from emulators.runpod import Emulator, find_spec
 from standins import s3, webhook_receiver
-from standins.runpod_account import IMAGE, audited_account, bucket_project
+from standins.runpod_account import IMAGE
 from standins.runs import Run, state_of
 from standins.waiting import wait_for
 
@@ -33,18 +33,6 @@ pytestmark = [
     pytest.mark.skipif(s3.program() is None, reason="versitygw, the S3 server of tests, is not installed"),
     pytest.mark.skipif(find_spec() is None, reason="RunPod's OpenAPI file is not there"),
 ]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
-    with bucket_project(tmp_path_factory, module_environment) as made:
-        yield made
-
-
-@pytest.fixture
-def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with audited_account(project, tmp_path, monkeypatch) as emulator:
-        yield emulator
 
 
 def test_a_stage_is_trained_on_a_pod_that_is_gone_afterwards(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 from emulators.runpod import Emulator, find_spec
 from standins import s3
-from standins.runpod_account import audited_account, bucket_project
 from standins.runs import Run, state_of
 from standins.waiting import wait_for
 
@@ -23,18 +21,6 @@ pytestmark = [
 ]
 MODEL = "killed"
 STEPS = 1000
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
-    with bucket_project(tmp_path_factory, module_environment) as made:
-        yield made
-
-
-@pytest.fixture
-def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with audited_account(project, tmp_path, monkeypatch) as emulator:
-        yield emulator
 
 
 @pytest.fixture(scope="module")

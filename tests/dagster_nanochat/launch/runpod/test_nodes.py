@@ -13,8 +13,8 @@ import psutil
 import pytest
 from emulators.runpod import Emulator, Image, PodTruth, find_spec, serve
 from standins import hurried_stage, s3
-from standins.runpod_account import IMAGE, account
-from standins.runs import Run, ready_project, state_of
+from standins.runpod_account import IMAGE, bucket_project
+from standins.runs import Run, state_of
 from standins.waiting import wait_for
 
 from dagster_nanochat import pods
@@ -44,30 +44,20 @@ CREATE = "POST /v2/clusters$"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, module_environment) -> Iterator[SimpleNamespace]:
-    """A bucket with the tiny models' shards and tokenizer, and a Dagster history; two nodes are asked for."""
-    root, home = tmp_path_factory.mktemp("project").resolve(), tmp_path_factory.mktemp("dagster")
-    module_environment.setattr("dagster_nanochat.views.project_root", lambda: root)
-    module_environment.setenv("NANOCHAT_CACHE", str(root / "cache"))
-    with s3.serve(root / "s3") as server:
-        for name, value in server.environment.items():
-            module_environment.setenv(name, value)
-        module_environment.setenv("NANOCHAT_RUNPOD_IMAGE_NAME", IMAGE)
-        module_environment.setenv("NANOCHAT_RUNPOD_NODES", "2")
-        with ready_project(f"s3://{s3.BUCKET}/models", home, module_environment) as made:
-            yield made
+    """Two nodes are asked for."""
+    module_environment.setenv("NANOCHAT_RUNPOD_NODES", "2")
+    with bucket_project(tmp_path_factory, module_environment) as made:
+        yield made
 
 
 @pytest.fixture
-def runpod(project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """An account; at the end no node of it runs, and all that the nodes have cost is in the ledger."""
+def runpod(project: SimpleNamespace, runpod: Emulator) -> Iterator[Emulator]:
+    """At the end every attempt is closed in the ledger, too, and the dollars are of all nodes."""
     before = {entry.token for entry in entries(project.store)}
-    with account(tmp_path, monkeypatch, silent_s=20.0) as emulator:
-        yield emulator
-        assert emulator.violations == []
-        assert [pod.id for pod in emulator.pods() if pod.deleted_at is None] == []
-        ours = [entry for entry in entries(project.store) if entry.token not in before]
-        assert [entry.token for entry in ours if entry.open] == []
-        assert sum(entry.dollars() for entry in ours) >= sum(pod.charged_usd for pod in emulator.pods())
+    yield runpod
+    ours = [entry for entry in entries(project.store) if entry.token not in before]
+    assert [entry.token for entry in ours if entry.open] == []
+    assert sum(entry.dollars() for entry in ours) >= sum(pod.charged_usd for pod in runpod.pods())
 
 
 @needs_s3
