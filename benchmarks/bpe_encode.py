@@ -6,7 +6,8 @@ The vocabulary is trained by ours on the corpus's shards, with GPT-4's own split
 knows no other that fits. Every run is a process of its own: it loads the vocabulary, encodes a megabyte of
 other text, then the held-out text once, which is what is timed. Documents go in as Python strings, and ids
 come out as what the library gives: lists, or an array (`ours-encode_into`, `gigatoken`). All ids must be
-tiktoken's. Each run is a JSON line; a table of medians for each number of threads comes last.
+tiktoken's. Each run is a JSON line; a table of medians for each number of threads comes last, and how many
+times as fast as with the first number each was with the others, in the median of the rounds.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import argparse
 import base64
 import hashlib
 import json
+import math
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +234,16 @@ def usable(names: list[str], others: Path) -> list[str]:
     return result
 
 
+def gain(name: str, rows: list[Row], first: list[Row]) -> float:
+    """How many times as fast as in `first` an implementation is: the median of round by round."""
+    rounds = [
+        (before["wall_s"], now["wall_s"])
+        for before, now in zip(first, rows, strict=True)
+        if now["name"] == name and "error" not in before | now
+    ]
+    return statistics.median(before / now for before, now in rounds) if rounds else math.nan
+
+
 def compare_ids(bench: Bench) -> bool:
     """Tell whose ids are not tiktoken's; whether all are."""
     digests = {row["name"]: row["sha256"] for row in bench.rows if "sha256" in row}
@@ -279,19 +292,22 @@ def main() -> int:
             return 1
         # A vocabulary of another size than asked for: the corpus is too small for it.
         job["vocab_size"] = trained["vocab_size"]
-        for threads in arguments.threads:
-            runs = bench()
-            for _ in range(arguments.rounds):
-                for name in names:
-                    library = ENCODERS[name][0]
-                    environment = (
-                        {"RUSTBPE_SIMD": arguments.simd} if arguments.simd and library == "ours" else {}
-                    )
-                    runs.run(
-                        name, {**job, "run": "encode", "library": library, "threads": threads}, environment
-                    )
+        # One run of each after the other, so that a machine which changes its pace does so for all.
+        benches = {threads: bench() for threads in arguments.threads}
+        for number in range(arguments.rounds):
+            for (threads, runs), name in product(benches.items(), names):
+                library = ENCODERS[name][0]
+                environment = {"RUSTBPE_SIMD": arguments.simd} if arguments.simd and library == "ours" else {}
+                run = {"run": "encode", "library": library, "threads": threads, "round": number}
+                runs.run(name, {**job, **run}, environment)
+        for threads, runs in benches.items():
             runs.say(f"\nthreads: {threads}")
             runs.say(runs.table(["mb_per_s", "wall_s", "cpu_s", "peak_mb"], "tiktoken"))
+            first = arguments.threads[0]
+            if threads != first:
+                for name in names:
+                    times = gain(name, runs.rows, benches[first].rows)
+                    runs.say(f"{name}: {times:.2f} times as fast as with {first}")
             good = compare_ids(runs) and not any("error" in row for row in runs.rows) and good
     return 0 if good else 1
 

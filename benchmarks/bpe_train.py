@@ -244,7 +244,8 @@ def work_off(runs: Mapping[str, Callable[[Row], Row]]) -> None:
     job = json.load(sys.stdin)
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[-job["threads"] :])
+        first = job.get("round", len(cores) - 1) % len(cores)  # not the same core every time
+        os.sched_setaffinity(0, (cores[first:] + cores[:first])[: job["threads"]])
     import pyarrow as pa
 
     pa.set_cpu_count(job["threads"])
