@@ -72,7 +72,8 @@ fn main() -> Result<(), Error> {
 fn learn(words: &[&str], size: usize) -> Result<Vocabulary, Error> {
     let mut counts: HashMap<&str, u64> = HashMap::new();
     words.iter().for_each(|word| *counts.entry(word).or_default() += 1);
-    let learned = merge::learn(counts, size - 256, |_| Ok::<(), Error>(()))?;
+    let counts: Vec<(&str, u64)> = counts.into_iter().collect();
+    let learned = merge::learn(&counts[..], size - 256, |_| Ok::<(), Error>(()))?;
     Ok(Vocabulary::from_merges(&learned))
 }
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::Error;
 use crate::split::Splitter;
 use table::Table;
-pub use words::WordCounts;
+pub use words::{Counts, WordCounts};
 
 /// Documents handed to a thread at a time.
 const DOCUMENTS_PER_TASK: usize = 16;

@@ -11,6 +11,7 @@
 //! and the lists build on.
 
 use crate::Error;
+use crate::count::Counts;
 
 mod classes;
 mod joining;
@@ -60,8 +61,8 @@ const MOST_THREADS: usize = 8;
 ///
 /// `check` is called with the number of merges so far, often; its error ends the training. Fails too when
 /// the counts add up to more than 64 bits hold, or the words to more than about 2^32 bytes.
-pub fn learn<W: AsRef<[u8]>, E: From<Error>>(
-    counts: impl IntoIterator<Item = (W, u64)>,
+pub fn learn<C: Counts + ?Sized, E: From<Error>>(
+    counts: &C,
     merges: usize,
     check: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<Pair>, E> {
@@ -71,8 +72,8 @@ pub fn learn<W: AsRef<[u8]>, E: From<Error>>(
 /// `learn` with a choice of what decides between pairs that occur equally often.
 ///
 /// Whatever that is, the ids in the result are the bytes and the merges in their order.
-pub fn learn_with<W: AsRef<[u8]>, E: From<Error>>(
-    counts: impl IntoIterator<Item = (W, u64)>,
+pub fn learn_with<C: Counts + ?Sized, E: From<Error>>(
+    counts: &C,
     merges: usize,
     mut check: impl FnMut(usize) -> Result<(), E>,
     ties: Ties,
@@ -222,14 +223,14 @@ mod tests {
     type Counts = Vec<(Vec<u8>, u64)>;
 
     fn learn_all<W: AsRef<[u8]> + Clone>(counts: &[(W, u64)], merges: usize) -> Vec<Pair> {
-        learn(counts.iter().cloned(), merges, |_| Ok::<(), Error>(())).unwrap()
+        learn(counts, merges, |_| Ok::<(), Error>(())).unwrap()
     }
 
     fn learn_guessing(counts: &Counts, merges: usize, least: u64) -> Vec<Pair> {
         let mut check = |_| Ok::<(), Error>(());
         let mut progress = Progress::new(&mut check);
         let symbol_of = Ties::SmallestId.byte_order();
-        let words = Words::new(counts.iter().cloned(), &symbol_of, MOST_POSITIONS, &mut progress).unwrap();
+        let words = Words::new(&counts[..], &symbol_of, MOST_POSITIONS, &mut progress).unwrap();
         learn_from(words, merges, least, &mut progress).unwrap()
     }
 
@@ -364,7 +365,7 @@ mod tests {
     #[test]
     fn counts_beyond_64_bits_are_refused() {
         let counts: [(&[u8], u64); 1] = [(b"ab", u64::MAX)];
-        let error = learn(counts, 1, |_| Ok::<(), Error>(())).unwrap_err();
+        let error = learn(&counts[..], 1, |_| Ok::<(), Error>(())).unwrap_err();
         assert!(error.to_string().contains("64 bits"));
     }
 
@@ -382,18 +383,19 @@ mod tests {
         let stop = |done| {
             if done == 1 { Err(Error::Invalid("stop".to_owned())) } else { Ok(()) }
         };
-        assert!(learn([(b"abcd", 1_u64)], 10, stop).is_err());
+        assert!(learn(&[(b"abcd", 1_u64)][..], 10, stop).is_err());
     }
 
     #[test]
     fn the_check_is_called_while_words_are_prepared_and_within_a_merge() {
-        let words = (0..100_000_u32).map(|number| ([&number.to_le_bytes()[..], b"xy"].concat(), 1));
+        let words: Vec<(Vec<u8>, u64)> =
+            (0..100_000_u32).map(|number| ([&number.to_le_bytes()[..], b"xy"].concat(), 1)).collect();
         let mut calls = [0, 0];
         let count_call = |done: usize| {
             calls[done.min(1)] += 1;
             Ok::<(), Error>(())
         };
-        learn(words, 2, count_call).unwrap();
+        learn(&words[..], 2, count_call).unwrap();
         // 700,000 positions are gathered; symbols, counts and lists take a round of threads each, at least.
         assert!(calls[0] >= 13, "{calls:?}");
         assert!(calls[1] >= 2, "{calls:?}");
@@ -478,7 +480,7 @@ mod tests {
         let words: [(&[u8], u64); 6] =
             [(b" a", 2), (b"!a", 2), (b"\xada", 2), (b"\xaea", 2), (b"\x7fa", 2), (b"\xffa", 2)];
         let left_ids = |ties| -> Vec<u32> {
-            let learned = learn_with(words, 6, |_| Ok::<(), Error>(()), ties).unwrap();
+            let learned = learn_with(&words[..], 6, |_| Ok::<(), Error>(()), ties).unwrap();
             learned.into_iter().map(|(left, _)| left).collect()
         };
         assert_eq!(left_ids(Ties::SmallestId), [32, 33, 127, 173, 174, 255]);
@@ -498,7 +500,7 @@ mod tests {
                 *byte = [b' ', b'a', 0xad, 0xff][usize::from(*byte - b'a')];
             }
             let check = |_| Ok::<(), Error>(());
-            let learned = learn_with(words.iter().cloned(), 60, check, Ties::HuggingFace).unwrap();
+            let learned = learn_with(&words[..], 60, check, Ties::HuggingFace).unwrap();
             assert_eq!(learned, learn_slowly(&words, 60, rank), "{words:?}");
         }
     }

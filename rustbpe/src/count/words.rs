@@ -14,6 +14,35 @@ const PARTS_PER_THREAD: usize = 4;
 /// Bytes of a word in most languages.
 const MEAN_BYTES: usize = 8;
 
+/// Words, each once, and how often they occur. Can be gone through any number of times.
+pub trait Counts {
+    /// How many different words there are.
+    fn words(&self) -> usize;
+
+    /// Call `visit` with every word and its count, until it fails.
+    fn each<E>(&self, visit: impl FnMut(&[u8], u64) -> Result<(), E>) -> Result<(), E>;
+}
+
+impl<W: AsRef<[u8]>> Counts for [(W, u64)] {
+    fn words(&self) -> usize {
+        self.len()
+    }
+
+    fn each<E>(&self, mut visit: impl FnMut(&[u8], u64) -> Result<(), E>) -> Result<(), E> {
+        self.iter().try_for_each(|(word, count)| visit(word.as_ref(), *count))
+    }
+}
+
+impl Counts for WordCounts {
+    fn words(&self) -> usize {
+        self.len()
+    }
+
+    fn each<E>(&self, mut visit: impl FnMut(&[u8], u64) -> Result<(), E>) -> Result<(), E> {
+        self.iter().try_for_each(|(word, count)| visit(word, count))
+    }
+}
+
 /// How often each word occurs. Every word is there once, in the order of the words' bytes, so equal
 /// counts are equal in memory too. A word takes its bytes and 16 more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

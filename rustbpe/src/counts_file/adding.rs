@@ -8,9 +8,9 @@ use std::sync::atomic::{self, AtomicBool};
 
 use rayon::prelude::*;
 
+use super::records::Sums;
 use super::{CountsFile, Header, invalid};
 use crate::Error;
-use crate::count::WordCounts;
 
 /// Most groups of files that are added up side by side. Each holds its own sum.
 const MOST_GROUPS: usize = 8;
@@ -30,9 +30,9 @@ pub trait Sorted {
 /// least `min_count`.
 ///
 /// The files' words are read as they are needed, so memory is that of the sums (twice, on several
-/// threads) and about a megabyte per file. Fails when two differ in pattern, text column or limits,
+/// threads: some 15 bytes a word) and about a megabyte per file. Fails when two differ in pattern, text column or limits,
 /// naming both files and what differs; and soon after `stop` is set.
-pub fn add_up(paths: &[PathBuf], min_count: u64, stop: &AtomicBool) -> Result<(String, WordCounts), Error> {
+pub fn add_up(paths: &[PathBuf], min_count: u64, stop: &AtomicBool) -> Result<(String, Sums), Error> {
     let files: Vec<Result<CountsFile, Error>> = paths.par_iter().map(|path| CountsFile::open(path)).collect();
     let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
     let Some(first) = files.first() else {
@@ -46,27 +46,27 @@ pub fn add_up(paths: &[PathBuf], min_count: u64, stop: &AtomicBool) -> Result<(S
         add_files(&files, min_count, stop)?
     } else {
         let groups = files.par_chunks(files.len().div_ceil(groups));
-        let sums: Vec<Result<WordCounts, Error>> = groups.map(|group| add_files(group, 0, stop)).collect();
+        let sums: Vec<Result<Sums, Error>> = groups.map(|group| add_files(group, 0, stop)).collect();
         let sums = sums.into_iter().collect::<Result<Vec<_>, _>>()?;
-        merge(sums.iter().map(Cursor::new).collect(), min_count, stop)?
+        merge(sums.iter().map(Sums::cursor).collect(), min_count, stop)?
     };
     Ok((first.header.pattern.clone(), counts))
 }
 
-fn add_files(files: &[CountsFile], min_count: u64, stop: &AtomicBool) -> Result<WordCounts, Error> {
+fn add_files(files: &[CountsFile], min_count: u64, stop: &AtomicBool) -> Result<Sums, Error> {
     let records = files.iter().map(|file| file.records().map(Box::new)).collect::<Result<_, _>>()?;
     merge(records, min_count, stop)
 }
 
 /// The sum of all streams, without the words that occur less than `min_count` times.
-fn merge<S: Sorted>(streams: Vec<S>, min_count: u64, stop: &AtomicBool) -> Result<WordCounts, Error> {
+fn merge<S: Sorted>(streams: Vec<S>, min_count: u64, stop: &AtomicBool) -> Result<Sums, Error> {
     let mut heads = BinaryHeap::with_capacity(streams.len());
     for mut stream in streams {
         if stream.advance()? {
             heads.push(Reverse(Head { rank: rank(stream.word()), stream }));
         }
     }
-    let mut sums = WordCounts::default();
+    let mut sums = Sums::default();
     let mut word = Vec::new();
     let mut sum = 0_u64;
     let mut looks = 0_u32;
@@ -160,34 +160,6 @@ impl<S: Sorted> Sorted for Box<S> {
     }
 }
 
-/// Goes through counts in memory.
-struct Cursor<'c> {
-    counts: &'c WordCounts,
-    /// How many words have been gone to.
-    begun: usize,
-}
-
-impl<'c> Cursor<'c> {
-    fn new(counts: &'c WordCounts) -> Self {
-        Self { counts, begun: 0 }
-    }
-}
-
-impl Sorted for Cursor<'_> {
-    fn advance(&mut self) -> Result<bool, Error> {
-        self.begun += 1;
-        Ok(self.begun <= self.counts.len())
-    }
-
-    fn word(&self) -> &[u8] {
-        self.counts.get(self.begun - 1).0
-    }
-
-    fn count(&self) -> u64 {
-        self.counts.get(self.begun - 1).1
-    }
-}
-
 fn must_match(path: &Path, header: &Header, other_path: &Path, other: &Header) -> Result<(), Error> {
     let cap = |cap: Option<u64>| cap.map_or("none".to_owned(), |cap| cap.to_string());
     let ways = |header: &Header| {
@@ -215,9 +187,21 @@ mod tests {
     use super::super::tests::{counts, folder, header};
     use super::super::write;
     use super::*;
+    use crate::count::{Counts, WordCounts};
 
     fn sum(paths: &[PathBuf]) -> Result<(String, WordCounts), Error> {
-        add_up(paths, 0, &AtomicBool::new(false))
+        add_up(paths, 0, &AtomicBool::new(false)).map(|(pattern, sums)| (pattern, all(&sums)))
+    }
+
+    fn all(sums: &Sums) -> WordCounts {
+        let mut counts = WordCounts::default();
+        let copy = |word: &[u8], count| {
+            counts.push(word, count);
+            Ok::<_, Error>(())
+        };
+        sums.each(copy).unwrap();
+        assert_eq!(counts.len(), sums.words());
+        counts
     }
 
     #[test]
@@ -269,7 +253,7 @@ mod tests {
             let name = path.file_name().unwrap().to_str().unwrap();
             write(path, &header("p"), &counts(&[(name, 3), ("x", 1)])).unwrap();
         }
-        let floor = |floor| add_up(&paths, floor, &AtomicBool::new(false)).unwrap().1;
+        let floor = |floor| all(&add_up(&paths, floor, &AtomicBool::new(false)).unwrap().1);
         assert_eq!(floor(3).len(), 5);
         assert_eq!(floor(4), counts(&[("x", 4)]));
         assert!(floor(5).is_empty());
@@ -291,7 +275,7 @@ mod tests {
         let path = folder.join("a");
         let words: WordCounts = (0..2 * WORDS_PER_LOOK).map(|number| (number.to_string(), 1)).collect();
         write(&path, &header("p"), &words).unwrap();
-        assert!(add_up(&[path], 0, &AtomicBool::new(true)).unwrap_err().to_string().contains("stopped"));
+        assert!(add_up(&[path], 0, &AtomicBool::new(true)).err().unwrap().to_string().contains("stopped"));
     }
 
     #[test]

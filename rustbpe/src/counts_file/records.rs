@@ -8,22 +8,28 @@ use std::path::PathBuf;
 use super::adding::Sorted;
 use super::{WINDOW_LOG, damaged, unreadable};
 use crate::Error;
-use crate::count::WordCounts;
+use crate::count::{Counts, WordCounts};
 
 /// Bytes that are read from a file at a time, and decompressed at a time.
 const BUFFER: usize = 64 << 10;
 
-/// Append the words number `range` and their counts, front-coded.
+/// Append the words number `range` and their counts.
 pub fn put(output: &mut Vec<u8>, counts: &WordCounts, range: Range<usize>) {
     let mut previous: &[u8] = range.start.checked_sub(1).map_or(&[], |before| counts.get(before).0);
     for (word, count) in range.map(|at| counts.get(at)) {
-        let shared = previous.iter().zip(word).take_while(|(left, right)| left == right).count();
-        put_number(output, shared as u64);
-        put_number(output, (word.len() - shared) as u64);
-        output.extend_from_slice(&word[shared..]);
-        put_number(output, count);
+        put_record(output, previous, word, count);
         previous = word;
     }
+}
+
+/// Append a word and its count, front-coded: how many bytes it shares with the one before it, how many
+/// follow, those, the count.
+fn put_record(output: &mut Vec<u8>, previous: &[u8], word: &[u8], count: u64) {
+    let shared = previous.iter().zip(word).take_while(|(left, right)| left == right).count();
+    put_number(output, shared as u64);
+    put_number(output, (word.len() - shared) as u64);
+    output.extend_from_slice(&word[shared..]);
+    put_number(output, count);
 }
 
 /// As LEB128.
@@ -38,11 +44,8 @@ fn put_number(output: &mut Vec<u8>, mut number: u64) {
 /// Reads words and counts in the order of the words' bytes, with little memory whatever the file's size.
 pub struct Records {
     path: PathBuf,
-    input: BufReader<zstd::Decoder<'static, BufReader<Part>>>,
+    reader: Reader<BufReader<zstd::Decoder<'static, BufReader<Part>>>>,
     left: u64,
-    first: bool,
-    word: Vec<u8>,
-    count: u64,
 }
 
 impl Records {
@@ -50,8 +53,110 @@ impl Records {
         let part = BufReader::with_capacity(BUFFER, Part { path: path.clone(), span });
         let mut decompressor = zstd::Decoder::with_buffer(part).map_err(|error| unreadable(&path, error))?;
         decompressor.window_log_max(WINDOW_LOG).map_err(|error| unreadable(&path, error))?;
-        let input = BufReader::with_capacity(BUFFER, decompressor);
-        Ok(Self { path, input, left: words, first: true, word: Vec::new(), count: 0 })
+        let reader = Reader::new(BufReader::with_capacity(BUFFER, decompressor));
+        Ok(Self { path, reader, left: words })
+    }
+}
+
+impl Sorted for Records {
+    fn advance(&mut self) -> Result<bool, Error> {
+        if self.left == 0 {
+            let rest = self.reader.input.fill_buf().map_err(|error| unreadable(&self.path, error))?;
+            return if rest.is_empty() { Ok(false) } else { Err(damaged(&self.path)) };
+        }
+        self.left -= 1;
+        self.reader.read_next().map_err(|error| unreadable(&self.path, error))?;
+        Ok(true)
+    }
+
+    fn word(&self) -> &[u8] {
+        &self.reader.word
+    }
+
+    fn count(&self) -> u64 {
+        self.reader.count
+    }
+}
+
+/// Words and counts in memory as a counts file has them, uncompressed: a word takes some seven bytes.
+#[derive(Default)]
+pub struct Sums {
+    records: Vec<u8>,
+    words: usize,
+    last: Vec<u8>,
+}
+
+impl Sums {
+    /// Append a word that follows all others in the order of bytes.
+    pub(super) fn push(&mut self, word: &[u8], count: u64) {
+        debug_assert!(self.words == 0 || self.last.as_slice() < word);
+        put_record(&mut self.records, &self.last, word, count);
+        self.last.clear();
+        self.last.extend_from_slice(word);
+        self.words += 1;
+    }
+
+    /// The words one after another.
+    pub(super) fn cursor(&self) -> Cursor<'_> {
+        Cursor { reader: Reader::new(&self.records) }
+    }
+}
+
+impl Counts for Sums {
+    fn words(&self) -> usize {
+        self.words
+    }
+
+    fn each<E>(&self, mut visit: impl FnMut(&[u8], u64) -> Result<(), E>) -> Result<(), E> {
+        let mut reader = Reader::new(self.records.as_slice());
+        while reader.advance() {
+            visit(&reader.word, reader.count)?;
+        }
+        Ok(())
+    }
+}
+
+/// Goes through sums.
+pub struct Cursor<'s> {
+    reader: Reader<&'s [u8]>,
+}
+
+impl Sorted for Cursor<'_> {
+    fn advance(&mut self) -> Result<bool, Error> {
+        Ok(self.reader.advance())
+    }
+
+    fn word(&self) -> &[u8] {
+        &self.reader.word
+    }
+
+    fn count(&self) -> u64 {
+        self.reader.count
+    }
+}
+
+/// Puts front-coded words together again.
+struct Reader<R> {
+    input: R,
+    first: bool,
+    word: Vec<u8>,
+    count: u64,
+}
+
+impl Reader<&[u8]> {
+    /// Go to the next of the words that `put_record` wrote. Returns whether there is one.
+    fn advance(&mut self) -> bool {
+        let more = !self.input.is_empty();
+        if more {
+            self.read_next().expect("the records were written here");
+        }
+        more
+    }
+}
+
+impl<R: BufRead> Reader<R> {
+    fn new(input: R) -> Self {
+        Self { input, first: true, word: Vec::new(), count: 0 }
     }
 
     fn read_next(&mut self) -> io::Result<()> {
@@ -102,26 +207,6 @@ impl Records {
             }
         }
         Err(io::ErrorKind::InvalidData.into())
-    }
-}
-
-impl Sorted for Records {
-    fn advance(&mut self) -> Result<bool, Error> {
-        if self.left == 0 {
-            let rest = self.input.fill_buf().map_err(|error| unreadable(&self.path, error))?;
-            return if rest.is_empty() { Ok(false) } else { Err(damaged(&self.path)) };
-        }
-        self.left -= 1;
-        self.read_next().map_err(|error| unreadable(&self.path, error))?;
-        Ok(true)
-    }
-
-    fn word(&self) -> &[u8] {
-        &self.word
-    }
-
-    fn count(&self) -> u64 {
-        self.count
     }
 }
 

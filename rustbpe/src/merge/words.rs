@@ -9,23 +9,20 @@ use std::ops::Range;
 
 use super::classes::{CLASSES, class_of, least_of};
 use super::progress::Progress;
-use super::threads::side_by_side;
 use crate::Error;
-use crate::memory::{Zero, ZeroedArray, prefetch};
+use crate::count::Counts;
+use crate::memory::{Zero, ZeroedArray};
 
 /// Stands before and after every word, and where a token began that was joined to the one before it.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 /// Bytes of all different words that can be trained on, with one more byte for each word. A training
 /// has fewer merges than that, so that the ids stay below `NO_TOKEN`.
-pub const MOST_POSITIONS: usize = (u32::MAX - 1024) as usize;
+pub const MOST_POSITIONS: usize = (u32::MAX - 2048) as usize;
 
 /// Positions of a part, or more where that would make too many parts.
 const POSITIONS_OF_A_PART: usize = 1 << 18;
 const MOST_PARTS: usize = 64;
-
-/// Words that are asked for ahead of their turn.
-const AHEAD: usize = 16;
 
 /// A place where a pair stands or stood: the position of the first byte of the left token, and in the
 /// high half how often the word occurs; `MANY` if that must be looked up.
@@ -94,51 +91,76 @@ impl FrequentWords {
     }
 }
 
-/// A word by the place of its bytes among those of all words.
+/// Where the words of a class of counts go.
 #[derive(Clone, Copy, Default)]
-struct Word {
-    count: u64,
-    start: u32,
-    length: u32,
+struct Place {
+    /// The number of its next word.
+    word: usize,
+    /// Where that word's first symbol goes.
+    position: usize,
+    /// Where the class ends.
+    end: usize,
+    /// Where its last stretch begins.
+    stretch: usize,
 }
 
-/// Words as they came, to be put in order.
-#[derive(Default)]
-struct Gathered {
-    bytes: Vec<u8>,
-    words: Vec<Word>,
-}
+/// Some words of one class, by the number of the first, and its position, which is a boundary.
+type Stretch = (usize, usize);
 
 impl Words {
     /// Take words with their counts; the byte b becomes the symbol `symbol_of[b]`.
     ///
+    /// The words are gone through twice: once to see how much room each class of counts takes, once to
+    /// write each where it belongs. Nothing but the symbols and the counts is held in memory.
     /// Words without a pair and words that occur zero times are left out. Fails when the counts add up
     /// to more than 64 bits hold, or when the words have more than `most_positions` bytes.
-    pub fn new<W: AsRef<[u8]>, E: From<Error>>(
-        counts: impl IntoIterator<Item = (W, u64)>,
+    pub fn new<C: Counts + ?Sized, E: From<Error>>(
+        source: &C,
         symbol_of: &[u8; 256],
         most_positions: usize,
         progress: &mut Progress<'_, E>,
     ) -> Result<Self, E> {
-        let Gathered { bytes, words } = Gathered::new(counts, most_positions, progress)?;
-        let words = in_order(words);
-        let parts = parts_of(&words, POSITIONS_OF_A_PART.max(bytes.len().div_ceil(MOST_PARTS)));
-        let mut symbols = ZeroedArray::new(parts.last().map_or(0, |part| part.positions.end));
-        let mut rest = &mut *symbols;
-        for round in parts.chunks(rayon::current_num_threads()) {
-            let mut slices = Vec::with_capacity(round.len());
-            for part in round {
-                let (slice, behind) = rest.split_at_mut(part.positions.len());
-                rest = behind;
-                slices.push((&words[part.words.clone()], slice));
-            }
-            let positions = slices.iter().map(|(_, slice)| slice.len()).sum();
-            side_by_side(slices, |(words, slice)| write_symbols(words, &bytes, symbol_of, slice));
-            progress.spend(positions)?;
+        let sizes = sizes(source, most_positions, progress)?;
+        let positions: usize = sizes.iter().map(|size| size.positions).sum();
+        let least = POSITIONS_OF_A_PART.max(positions.div_ceil(MOST_PARTS));
+        let (mut places, mut stretches, end) = places(&sizes, least);
+        let mut symbols = ZeroedArray::new(end.position);
+        let mut counts = vec![0; end.word];
+        let mut frequent = Vec::new();
+        for (_, start) in &stretches {
+            symbols[*start] = NO_TOKEN;
         }
-        let frequent = frequent_words(&words, &parts);
-        let counts = words.iter().map(|word| word.count).collect();
-        Ok(Words { symbols, counts, parts, frequent })
+        source.each(|word, count| {
+            if !has_pair(word, count) {
+                return Ok(());
+            }
+            let place = &mut places[class_of(count)];
+            if place.position - place.stretch > least {
+                symbols[place.position] = NO_TOKEN;
+                stretches.push((place.word, place.position));
+                place.stretch = place.position;
+                place.position += 1;
+            }
+            if count >= u64::from(MANY) {
+                frequent.push((place.position as u32, count));
+            }
+            counts[place.word] = count;
+            let here = &mut symbols[place.position..][..=word.len()];
+            for (symbol, byte) in here.iter_mut().zip(word) {
+                *symbol = u32::from(symbol_of[usize::from(*byte)]);
+            }
+            here[word.len()] = NO_TOKEN;
+            place.word += 1;
+            place.position += here.len();
+            progress.spend(here.len())
+        })?;
+        for place in &places {
+            symbols[place.position..place.end].fill(NO_TOKEN);
+        }
+        stretches.sort_unstable();
+        frequent.sort_unstable();
+        let parts = parts_of(&stretches, (end.word, end.position), least);
+        Ok(Words { symbols, counts, parts, frequent: FrequentWords(frequent) })
     }
 
     /// A count that about `rank` words reach, but at least 1.
@@ -168,6 +190,10 @@ impl Words {
         let mut position = part.positions.start + 1;
         for &count in &self.counts[part.words.clone()] {
             let mut left = symbols[position];
+            while left == NO_TOKEN {
+                position += 1; // another stretch begins
+                left = symbols[position];
+            }
             loop {
                 let next = position + length_of(left);
                 let right = symbols[next];
@@ -182,107 +208,79 @@ impl Words {
     }
 }
 
-/// Words by the class of their count, the highest first.
-fn in_order(words: Vec<Word>) -> Vec<Word> {
-    if words.is_sorted_by(|word, next| class_of(word.count) >= class_of(next.count)) {
-        return words;
+fn has_pair(word: &[u8], count: u64) -> bool {
+    word.len() >= 2 && count > 0
+}
+
+/// What the words of a class need.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    words: usize,
+    /// Their bytes and a boundary behind each.
+    positions: usize,
+}
+
+fn sizes<C: Counts + ?Sized, E: From<Error>>(
+    source: &C,
+    most_positions: usize,
+    progress: &mut Progress<'_, E>,
+) -> Result<[Size; CLASSES], E> {
+    let mut sizes = [Size::default(); CLASSES];
+    let mut positions = 1; // a boundary before all of them
+    let mut total = 0_u64;
+    source.each(|word, count| {
+        // No pair occurs more often than there are bytes in the text: this sum is the only place
+        // where 64 bits could be too few.
+        total = (word.len() as u64)
+            .checked_mul(count)
+            .and_then(|here| total.checked_add(here))
+            .ok_or_else(too_many_occurrences)?;
+        if !has_pair(word, count) {
+            return Ok(());
+        }
+        if word.len() >= most_positions.saturating_sub(positions) {
+            return Err(too_many_positions(most_positions).into());
+        }
+        let taken = word.len() + 1;
+        positions += taken;
+        let size = &mut sizes[class_of(count)];
+        size.words += 1;
+        size.positions += taken;
+        progress.spend(taken)
+    })?;
+    Ok(sizes)
+}
+
+/// Where the words of each class go, those of the highest count first; the first stretch of each; and where
+/// all of them end. A class has room for a boundary before each stretch of more than `least` positions.
+fn places(sizes: &[Size; CLASSES], least: usize) -> ([Place; CLASSES], Vec<Stretch>, Place) {
+    let mut places = [Place::default(); CLASSES];
+    let mut stretches = Vec::new();
+    let mut next = Place::default();
+    for (place, size) in places.iter_mut().zip(sizes).rev() {
+        if size.words > 0 {
+            stretches.push((next.word, next.position));
+            let end = next.position + 1 + size.positions + size.positions / least;
+            *place = Place { word: next.word, position: next.position + 1, end, stretch: next.position };
+            next = Place { word: next.word + size.words, position: end, ..next };
+        }
     }
-    let mut places = [0; CLASSES];
-    for word in &words {
-        places[class_of(word.count)] += 1;
-    }
-    let mut next = 0;
-    for place in places.iter_mut().rev() {
-        next += std::mem::replace(place, next);
-    }
-    let mut ordered = vec![Word::default(); words.len()];
-    for word in words {
-        let place = &mut places[class_of(word.count)];
-        ordered[*place] = word;
-        *place += 1;
-    }
-    ordered
+    (places, stretches, next)
 }
 
 /// Parts of at least `least` positions each, but for the last.
-fn parts_of(words: &[Word], least: usize) -> Vec<Part> {
+fn parts_of(stretches: &[Stretch], end: Stretch, least: usize) -> Vec<Part> {
     let mut parts = Vec::new();
-    let (mut first, mut start, mut end) = (0, 0, 1);
-    for (word, number) in words.iter().zip(1..) {
-        end += word.length as usize + 1;
-        if end - start >= least || number == words.len() {
-            parts.push(Part { words: first..number, positions: start..end });
-            (first, start, end) = (number, end, end + 1);
+    let mut first = 0;
+    for number in 1..=stretches.len() {
+        let (word, position) = stretches[first];
+        let (next_word, next_position) = stretches.get(number).copied().unwrap_or(end);
+        if next_position - position >= least || number == stretches.len() {
+            parts.push(Part { words: word..next_word, positions: position..next_position });
+            first = number;
         }
     }
     parts
-}
-
-/// Write the symbols of the words of a part: a boundary, and after each word another.
-fn write_symbols(words: &[Word], bytes: &[u8], symbol_of: &[u8; 256], symbols: &mut [u32]) {
-    let (first, mut symbols) = symbols.split_at_mut(1);
-    first[0] = NO_TOKEN;
-    for (number, word) in words.iter().enumerate() {
-        if let Some(ahead) = words.get(number + AHEAD) {
-            prefetch(bytes, ahead.start as usize);
-        }
-        let (here, behind) = symbols.split_at_mut(word.length as usize + 1);
-        for (symbol, byte) in here.iter_mut().zip(&bytes[word.start as usize..][..word.length as usize]) {
-            *symbol = u32::from(symbol_of[usize::from(*byte)]);
-        }
-        here[word.length as usize] = NO_TOKEN;
-        symbols = behind;
-    }
-}
-
-fn frequent_words(words: &[Word], parts: &[Part]) -> FrequentWords {
-    let mut frequent = Vec::new();
-    for part in parts {
-        let mut start = part.positions.start + 1;
-        for word in &words[part.words.clone()] {
-            if class_of(word.count) < class_of(u64::from(MANY)) {
-                return FrequentWords(frequent); // no word behind it occurs as often
-            }
-            if word.count >= u64::from(MANY) {
-                frequent.push((start as u32, word.count));
-            }
-            start += word.length as usize + 1;
-        }
-    }
-    FrequentWords(frequent)
-}
-
-impl Gathered {
-    fn new<W: AsRef<[u8]>, E: From<Error>>(
-        counts: impl IntoIterator<Item = (W, u64)>,
-        most_positions: usize,
-        progress: &mut Progress<'_, E>,
-    ) -> Result<Self, E> {
-        let counts = counts.into_iter();
-        let mut gathered = Gathered { bytes: Vec::new(), words: Vec::with_capacity(counts.size_hint().0) };
-        let mut total = 0_u64;
-        for (word, count) in counts {
-            let bytes = word.as_ref();
-            // No pair occurs more often than there are bytes in the text: this sum is the only place
-            // where 64 bits could be too few.
-            total = (bytes.len() as u64)
-                .checked_mul(count)
-                .and_then(|here| total.checked_add(here))
-                .ok_or_else(too_many_occurrences)?;
-            if bytes.len() < 2 || count == 0 {
-                continue;
-            }
-            let before = 1 + gathered.bytes.len() + gathered.words.len();
-            if bytes.len() >= most_positions.saturating_sub(before) {
-                return Err(too_many_positions(most_positions).into());
-            }
-            let (start, length) = (gathered.bytes.len() as u32, bytes.len() as u32);
-            gathered.words.push(Word { count, start, length });
-            gathered.bytes.extend_from_slice(bytes);
-            progress.spend(bytes.len() + 1)?;
-        }
-        Ok(gathered)
-    }
 }
 
 fn too_many_occurrences() -> Error {
@@ -307,7 +305,7 @@ mod tests {
     fn words(counts: &[(&[u8], u64)], most_positions: usize) -> Result<Words, Error> {
         let symbol_of: [u8; 256] = std::array::from_fn(|byte| byte as u8);
         let mut check = |_| Ok(());
-        Words::new(counts.iter().copied(), &symbol_of, most_positions, &mut Progress::new(&mut check))
+        Words::new(counts, &symbol_of, most_positions, &mut Progress::new(&mut check))
     }
 
     fn pairs(words: &Words) -> Vec<(u8, u8, u32, u64)> {
@@ -328,7 +326,7 @@ mod tests {
     #[test]
     fn frequent_words_come_first_and_words_without_a_pair_not_at_all() {
         let words = words(&[(b"xy", 2), (b"a", 9), (b"", 9), (b"abc", 5), (b"no", 0)], 100).unwrap();
-        assert_eq!(pairs(&words), [(b'a', b'b', 1, 5), (b'b', b'c', 2, 5), (b'x', b'y', 5, 2)]);
+        assert_eq!(pairs(&words), [(b'a', b'b', 1, 5), (b'b', b'c', 2, 5), (b'x', b'y', 6, 2)]);
     }
 
     #[test]
@@ -351,25 +349,43 @@ mod tests {
     }
 
     #[test]
-    fn every_part_starts_with_a_boundary_and_ends_with_one() {
-        let lengths = [3, 2, 5, 2, 2];
-        let words = lengths.map(|length| Word { count: 1, start: 0, length });
+    fn parts_are_stretches_together_and_start_with_a_boundary() {
         let part = |words, positions| Part { words, positions };
-        assert_eq!(parts_of(&words, 8), [part(0..2, 0..8), part(2..4, 8..18), part(4..5, 18..22)]);
-        assert_eq!(parts_of(&words, 100), [part(0..5, 0..20)]);
-        assert_eq!(parts_of(&[], 100), []);
+        let stretches = [(0, 0), (2, 8), (4, 18)];
+        assert_eq!(
+            parts_of(&stretches, (5, 22), 8),
+            [part(0..2, 0..8), part(2..4, 8..18), part(4..5, 18..22)]
+        );
+        assert_eq!(parts_of(&stretches, (5, 22), 9), [part(0..4, 0..18), part(4..5, 18..22)]);
+        assert_eq!(parts_of(&[], (0, 0), 8), []);
+    }
 
-        let many = (0..200_000_u32).map(|number| (number.to_be_bytes(), 1));
+    #[test]
+    fn a_class_of_many_words_is_several_parts() {
+        // The first has a class of its own and the others share one, which is divided.
+        let many: Vec<([u8; 4], u64)> =
+            (0..400_000_u32).map(|number| (number.to_be_bytes(), 1 + u64::from(number == 7))).collect();
         let mut check = |_| Ok::<(), Error>(());
         let symbol_of = std::array::from_fn(|byte| byte as u8);
-        let words = Words::new(many, &symbol_of, MOST_POSITIONS, &mut Progress::new(&mut check)).unwrap();
+        let words =
+            Words::new(&many[..], &symbol_of, MOST_POSITIONS, &mut Progress::new(&mut check)).unwrap();
         assert!(words.parts.len() > 2);
+        for (part, next) in words.parts.iter().zip(&words.parts[1..]) {
+            assert_eq!((part.words.end, part.positions.end), (next.words.start, next.positions.start));
+            assert!(part.positions.len() >= POSITIONS_OF_A_PART);
+        }
         for part in &words.parts {
             let ends = [part.positions.start, part.positions.end - 1];
             assert_eq!(ends.map(|at| words.symbols[at]), [NO_TOKEN; 2]);
         }
         let symbols: Vec<u32> = words.symbols.iter().copied().filter(|id| *id != NO_TOKEN).collect();
-        assert!(symbols.chunks(4).eq((0..200_000_u32).map(|number| number.to_be_bytes().map(u32::from))));
+        let in_order = std::iter::once(7).chain((0..400_000).filter(|number| *number != 7));
+        assert!(symbols.chunks(4).eq(in_order.map(|number: u32| number.to_be_bytes().map(u32::from))));
+        let mut pairs = 0;
+        for part in &words.parts {
+            words.visit_pairs(part, |_| 1, |_, _, _| pairs += 1);
+        }
+        assert_eq!(pairs, 3 * many.len());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use rayon::BroadcastContext;
 
 use crate::Error;
 use crate::count::arrow::{self, Fault, Offsets};
-use crate::count::{Counter, Limits, Totals, WordCounts};
+use crate::count::{Counter, Counts, Limits, Totals};
 use crate::counts_file::{self, CountsFile, Header};
 use crate::encode::{Encoders, SpecialTokens, Vocabulary};
 use crate::merge::{self, Ties};
@@ -156,7 +156,7 @@ impl Tokenizer {
         let min_count = at_least_one("min_count", min_count, "floor")?.unwrap_or(1);
         let (pattern, counts) = interruptible(py, |stop| counts_file::add_up(&paths, min_count, stop))?;
         self.learn(py, pattern, &counts, learning)?;
-        Ok(counts.len())
+        Ok(counts.words())
     }
 
     /// Every token's bytes with its id, in id order.
@@ -183,10 +183,10 @@ impl Tokenizer {
         &mut self,
         py: Python<'_>,
         pattern: String,
-        counts: &WordCounts,
+        counts: &(impl Counts + Sync),
         learning: Learning,
     ) -> PyResult<()> {
-        if counts.is_empty() {
+        if counts.words() == 0 {
             return Err(PyValueError::new_err(
                 "there is no text to train on: every document is empty, or the pattern matches nowhere",
             ));
@@ -204,7 +204,7 @@ impl Tokenizer {
                     learning.tell(py, "merge", done, merges)
                 })
             };
-            let learned = merge::learn_with(counts.iter(), merges, check, learning.ties)?;
+            let learned = merge::learn_with(counts, merges, check, learning.ties)?;
             Python::attach(|py| learning.tell(py, "merge", learned.len(), merges))?;
             Ok::<_, PyErr>(Vocabulary::from_merges(&learned))
         })?;
