@@ -87,7 +87,8 @@ _TIMES: dict[ModuleType, dict[str, Any]] = {
     holding: {"HELD_TTL_S": 1.5},
     stage_attempt: {"LEASE_TTL_S": 1.5, "WATCH_GRACE_S": 2.5, "_POLL_S": 0.05, "_STATUS_EVERY_S": 0.1,
                     "_TROUBLE_EVERY_S": 0.4, "_CAPACITY_PAUSES_S": (0.25, 1.0)},
-    launcher_module: {"_LOOK_EVERY_S": 0.3, "_LIST_EVERY_S": 0.1},
+    launcher_module: {"_LOOK_EVERY_S": 0.3, "_LIST_EVERY_S": 0.1, "_SAVED_WITHIN_S": 1.5,
+                      "_SAVED_EVERY_S": 0.1},
     ending: {"_GONE_WITHIN_S": 2.0},
     sweeper: {"_SILENT_FOR": datetime.timedelta(seconds=2), "_ASKING_FOR": datetime.timedelta(seconds=3)},
 }  # fmt: skip

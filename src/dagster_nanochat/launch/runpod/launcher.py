@@ -9,6 +9,7 @@ asked now and then whether the machine is still there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -58,10 +59,11 @@ from dagster_nanochat.launch.runpod.models import (
 )
 from dagster_nanochat.launch.runpod.offers import RunPodOffer, find_offers
 from nanochat import pod as in_pod
+from nanochat.attempts import live_attempt, request_cancel
 from nanochat.events import EventStream, ending_of
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.recipes import Hardware, Recipe, parameters
-from nanochat.store import ObjectStore
+from nanochat.store import ObjectStore, StoreError
 from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import machine_name, utc_now
 from nanochat.store.ledger import LedgerEntry, change_entry, read_entry, user_name, write_entry
@@ -96,6 +98,9 @@ _LIST_EVERY_S = 5.0
 _CREATIONS = 3
 # A machine whose creation was answered with an error appears in the list a little later.
 _LOOK_FOR_LOST_S = (1.0, 2.0, 4.0, 8.0)
+# Of the half minute in which a terminated run gives its machine back.
+_SAVED_WITHIN_S = 20.0
+_SAVED_EVERY_S = 0.5
 # What a machine may need beyond its deadline: to start, and to end itself.
 _LIFETIME_MARGIN_S = 1800.0
 
@@ -479,7 +484,22 @@ class RunPodLauncher:
 
     def terminate(self, handle: Handle, outcome: str = "") -> None:
         assert isinstance(handle, RunPodHandle)
+        if outcome == Failure.CANCELLED:
+            # A store that is away is no reason to let the machine live on.
+            with contextlib.suppress(StoreError):
+                self._let_it_save(handle.token)
         self._end_token(handle.token, outcome, {handle.id: handle.kind})
+
+    def _let_it_save(self, token: str) -> None:
+        """Where a supervisor is at work: ask for a last checkpoint, and wait a little for it."""
+        entry = read_entry(self._store, token)
+        lease = live_attempt(self._store, entry.prefix) if entry else None
+        if entry is None or lease is None or (lease.token, lease.owner) != (token, "supervisor"):
+            return
+        request_cancel(self._store, entry.prefix, token, f"{user_name()} on {machine_name()}")
+        deadline = time.monotonic() + _SAVED_WITHIN_S
+        while time.monotonic() < deadline and not self._is_over(entry.prefix, token):
+            time.sleep(_SAVED_EVERY_S)
 
     def _end_token(self, token: str, outcome: str, known: Mapping[str, Kind] | None = None) -> None:
         """End every machine of the attempt, see them gone, and close its entry. Raises TimeoutError."""

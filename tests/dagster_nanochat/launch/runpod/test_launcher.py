@@ -111,15 +111,18 @@ def test_a_machine_that_does_not_come_up_and_one_that_is_lost_are_replaced(
     assert [one.metadata["ended"].value for one in endings(training, "killed")] == ["NOT_READY", "LOST"]
 
 
-def test_terminate_gives_the_pod_back_within_half_a_minute(
+def test_terminate_gives_the_pod_back_within_half_a_minute_and_loses_no_step(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run]
 ) -> None:
     training = run("steady")
-    wait_for(lambda: training.said("base: prepare"), within_s=90)
+    wait_for(lambda: training.said(": checkpoint committed"), within_s=120)
     training.cancel()
     assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
     (pod,) = runpod.pods()
     assert pod.deleted_at is not None
+    (story,) = endings(training, "steady")
+    assert story.metadata["ended"].value == "CANCELLED"
+    assert story.metadata["checkpoint"].value == story.metadata["to_step"].value
 
 
 def test_an_attempt_that_reaches_its_cap_ends_with_a_checkpoint_that_the_next_run_resumes(
