@@ -134,7 +134,7 @@ def _runpod() -> Iterator[Finding]:
             if missing
             else "there (or RunPod does not list them)",
         )
-        yield Finding(verdict=Verdict.OK, what="training image", found=str(launcher.image()))
+        yield Finding(verdict=Verdict.OK, what="training image", found=launcher.next_image())
         best = launcher.offers(Request.of(hardware))[0]
     except (ValueError, RunPodError, AttemptFailed, StoreError) as error:
         yield Finding(verdict=Verdict.FAILED, what=what, found=str(error))

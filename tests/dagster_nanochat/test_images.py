@@ -116,6 +116,8 @@ def test_a_launch_pins_the_image_that_the_environment_names_where_none_is_record
         with pytest.raises(AttemptFailed, match=f"BAD_REQUEST: .*{name}:2 is not at its registry"):
             launcher(f"{name}:2").image()
         assert recorded_image(tmp_store, "training") is None
+        assert launcher(f"{name}:1").next_image() == f"{name}@{digest}"
+        assert recorded_image(tmp_store, "training") is None
         assert launcher(f"{name}:1").image() == f"{name}@{digest}"
         record = recorded_image(tmp_store, "training")
         assert record is not None

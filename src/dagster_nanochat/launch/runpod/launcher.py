@@ -22,7 +22,7 @@ from typing import Any
 
 from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, Request, number_setting
 from dagster_nanochat.launch.images import TRAINING_IMAGE_ENV, record_image, recorded_image
-from dagster_nanochat.launch.registry import ImageError, resolve_image
+from dagster_nanochat.launch.registry import ImageError, PinnedImage, resolve_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings, variable
 from dagster_nanochat.launch.runpod.ending import end_machines
@@ -186,19 +186,27 @@ class RunPodLauncher:
             min_cuda=self._settings.min_cuda_version,
         )
 
-    def image(self) -> str | None:
-        named = self._environment.get(TRAINING_IMAGE_ENV)
-        if self._image is None and named:
-            try:
-                self._image = record_image(self._store, "training", resolve_image(named)).reference
-            except ImageError as error:
-                raise AttemptFailed(Failure.BAD_REQUEST, str(error)) from error
+    def image(self) -> str:
+        """By its digest; the one that the environment names is recorded as this store's from now on."""
         if self._image is None:
+            self._image = record_image(self._store, "training", self._resolve_image()).reference
+        return self._image
+
+    def next_image(self) -> str:
+        """What `image` would be, for who only looks: nothing is recorded."""
+        return self._image or self._resolve_image().reference
+
+    def _resolve_image(self) -> PinnedImage:
+        named = self._environment.get(TRAINING_IMAGE_ENV)
+        if not named:
             raise AttemptFailed(
                 Failure.BAD_REQUEST,
                 f"no training image is known: set {TRAINING_IMAGE_ENV} to one that `make images` has pushed",
             )
-        return self._image
+        try:
+            return resolve_image(named)
+        except ImageError as error:
+            raise AttemptFailed(Failure.BAD_REQUEST, str(error)) from error
 
     # ----------------------------------------------------------------------------------------------
     # Launching
