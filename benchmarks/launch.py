@@ -1,6 +1,7 @@
 """What renting costs beside training: seconds around an attempt on a pod, and a checkpoint's way to S3.
 
     python benchmarks/launch.py attempt --rounds 3
+    python benchmarks/launch.py checkpoint --rounds 1
     python benchmarks/launch.py transfer --megabytes 512 --rounds 3
 
 Everything is on this machine: the emulator of RunPod, which runs pods as processes, and a real S3 server
@@ -12,6 +13,10 @@ and tells from the clocks of Dagster, the emulator, the pod's events and the rec
 - receipt: from the last training step to the receipt;
 - gone: from the receipt until the pod is gone.
 
+`checkpoint` trains a model of the quick recipe's size with a checkpoint every 40 steps, each committed to the
+bucket while training goes on, and tells what a checkpoint costs: the seconds that 40 steps with one take
+beyond 40 median steps, and how much that slows a training with one a minute.
+
 `transfer` writes random bytes as a checkpoint's file to the bucket and fetches them again, by the store and
 by `aws s3 cp`, in turns; judge the ratios. Each measurement is a JSON line; medians come last.
 """
@@ -19,6 +24,7 @@ by `aws s3 cp`, in turns; judge the ratios. Each measurement is a JSON line; med
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -44,7 +50,9 @@ Row = dict[str, Any]
 ASSETS = ["validation_files", "tokenizer_training", "base_model_checkpoint"]
 
 RECIPES = """
-from nanochat.recipes import Base, Data, Hardware, Model, Recipe, Tokenizer
+import dataclasses
+
+from nanochat.recipes import Base, Data, Hardware, Model, Recipe, Tokenizer, quick
 
 RECIPES = [
     Recipe(
@@ -55,9 +63,17 @@ RECIPES = [
         model=Model(depth=2, width=32, heads=2, kv_heads=2, context=64),
         base=Base(steps=40, batch_tokens=256, eval_every=40, eval_tokens=2048, checkpoint_every=20),
         hardware=Hardware(device_batch_rows=4, min_gpu_memory_gib=1),
-    )
+    ),
+    dataclasses.replace(
+        quick(),
+        name="saver",
+        data=Data(source="offline", shards=1),
+        tokenizer=Tokenizer(vocab_size=2048, shards=1),
+        base=dataclasses.replace(quick().base, steps=280, eval_every=1_000, checkpoint_every=40),
+    ),
 ]
 """
+CYCLE_STEPS = 40
 
 
 @contextmanager
@@ -87,7 +103,8 @@ def rented(folder: Path) -> Iterator[tuple[Emulator, dict[str, str]]]:
         )
 
 
-def measure_attempt(folder: Path) -> Row:
+def measure_attempt(folder: Path, model: str) -> Row:
+    """Of the model's base stage, built through Dagster on an emulated pod."""
     with rented(folder) as (emulator, environment):
         os.environ.update(environment)
         (folder / "dagster").mkdir()
@@ -111,7 +128,7 @@ def measure_attempt(folder: Path) -> Row:
                 jobs=[dg.define_asset_job("base", selection=ASSETS)],
                 executor=dg.in_process_executor,
             ).resolve_job_def("base")
-            run = job.execute_in_process(instance=instance, tags={"dagster/partition": "bench"})
+            run = job.execute_in_process(instance=instance, tags={"dagster/partition": model})
             assert run.success
             started = next(
                 record.timestamp
@@ -121,9 +138,11 @@ def measure_attempt(folder: Path) -> Row:
                 and record.step_key == "base_model_checkpoint"
             )
         store = open_store()
-        state = resolve(recipe_book()["bench"], store)["base"]
+        state = resolve(recipe_book()[model], store)["base"]
         assert state.receipt is not None
         events = list(read_events(store, state.prefix, state.receipt.token))
+        if model == "saver":
+            return checkpoint_cost(events)
         (pod,) = emulator.pods()
         return spans(emulator, pod, events, started, state.receipt.created_at.timestamp())
 
@@ -139,6 +158,24 @@ def spans(emulator: Emulator, pod: PodTruth, events: list[Row], started: float, 
         "beat_s": round(first - container, 3),
         "receipt_s": round(receipt_at - last_step, 3),
         "gone_s": round(pod.deleted_at.timestamp() - receipt_at, 3),
+    }
+
+
+def checkpoint_cost(events: list[Row]) -> Row:
+    """Seconds. The first cycle has no checkpoint behind it and the last ends with one, so neither counts."""
+    times = [event["time"] for event in events if event["type"] == "step"]
+    seconds = [after - before for before, after in itertools.pairwise(times)]
+    step = statistics.median(seconds)
+    cycles = [
+        sum(seconds[start : start + CYCLE_STEPS])
+        for start in range(CYCLE_STEPS - 1, len(seconds) - CYCLE_STEPS + 1, CYCLE_STEPS)
+    ]
+    cost = statistics.median(cycles) - CYCLE_STEPS * step
+    return {
+        "step_s": round(step, 4),
+        "checkpoints": len(cycles),
+        "checkpoint_s": round(cost, 3),
+        "slower_with_one_a_minute_percent": round(100 * cost / 60, 2),
     }
 
 
@@ -174,7 +211,7 @@ def measure_transfers(folder: Path, megabytes: int, aws: str, rounds: int) -> It
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["attempt", "transfer"])
+    parser.add_argument("what", choices=["attempt", "checkpoint", "transfer"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=512, help="of the file that is transferred")
     parser.add_argument("--aws", default=shutil.which("aws"), help="the AWS CLI")
@@ -182,14 +219,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.job:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure_attempt(Path(folder))))
+            model = "bench" if arguments.what == "attempt" else "saver"
+            print(json.dumps(measure_attempt(Path(folder), model)))
         return 0
     if s3.program() is None:
         parser.error("versitygw, the S3 server, is not installed (the README says how)")
-    if arguments.what == "attempt":
+    if arguments.what != "transfer":
         attempts = []
         for _ in range(arguments.rounds):
-            command = [sys.executable, __file__, "attempt", "--job"]
+            command = [sys.executable, __file__, arguments.what, "--job"]
             told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             attempts.append(json.loads(told.splitlines()[-1]))
             print(json.dumps(attempts[-1]), flush=True)
