@@ -125,6 +125,24 @@ def test_terminate_gives_the_pod_back_within_half_a_minute_and_loses_no_step(
     assert story.metadata["checkpoint"].value == story.metadata["to_step"].value
 
 
+def test_another_orchestrator_of_the_same_store_is_told_whose_the_stage_is_and_rents_nothing(
+    project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run], tmp_path: Path
+) -> None:
+    training = run("steady", in_process=True)
+    wait_for(lambda: training.said(": checkpoint committed"), within_s=120)
+    # It has a Dagster of its own: all that the two share is the store and the account.
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        how = {"asset": "base_model_checkpoint", "tags": {"dagster/partition": "steady"}, "config": {}}
+        other = Run(instance, **how).end(within_s=60)
+        assert not other.succeeded
+        assert f"base of steady is being watched by run {training.id[:8]} of " in other.reason
+        assert "wait for that run or terminate it" in other.reason
+    assert training.running
+    assert len(runpod.pods()) == 1
+    training.cancel()
+    assert training.end(within_s=30).status is dg.DagsterRunStatus.CANCELED
+
+
 def test_an_attempt_that_reaches_its_cap_ends_with_a_checkpoint_that_the_next_run_resumes(
     project: SimpleNamespace, runpod: Emulator, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
