@@ -1,8 +1,8 @@
 """The command `nanochat`.
 
-`chat`, `serve`, `export` and `push` are here; commands that need the graph or a launcher are registered by
-entry points of the group ``nanochat.commands``, each a callable that takes the typer app. Nothing
-heavy is imported before a command runs.
+`chat`, `serve`, `compare`, `export` and `push` are here; commands that need the graph or a launcher are
+registered by entry points of the group ``nanochat.commands``, each a callable that takes the typer app.
+Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -148,35 +148,82 @@ def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[P
     return session.stream(line)
 
 
+Host = Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")]
+Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
+MaxRows = Annotated[int, typer.Option(help="Answers that are worked on together.", min=1)]
+MaxWaiting = Annotated[int, typer.Option(help="Requests that may wait besides.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="Length of an answer, at most.", min=1)]
+
+
 @app.command()
 def serve(
     model: Annotated[str, typer.Option(help="Which model.")] = "quick",
     source: Annotated[
         SourceChoice, typer.Option(help="Which stage of it; base continues texts.")
     ] = SourceChoice.SFT,
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    max_rows: Annotated[int, typer.Option(help="Answers that are worked on together.", min=1)] = 32,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait besides.", min=1)] = 128,
-    max_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.", min=1)] = 1024,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_rows: MaxRows = 32,
+    max_waiting: MaxWaiting = 128,
+    max_tokens: MaxTokens = 1024,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, at /v1; clients send NANOCHAT_API_KEY where it is set."""
+    _serve({model: (model, source)}, "/", host, port, max_rows, max_waiting, max_tokens)
+
+
+@app.command()
+def compare(
+    model_a: Annotated[str, typer.Argument(help="A model, or MODEL:STAGE, as in quick:mid.")],
+    model_b: Annotated[str, typer.Argument(help="The other.")],
+    source: Annotated[
+        SourceChoice, typer.Option(help="Which stage of those that name none.")
+    ] = SourceChoice.SFT,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_rows: MaxRows = 32,
+    max_waiting: MaxWaiting = 128,
+    max_tokens: MaxTokens = 1024,
+) -> None:
+    """Serve two models, and a page that puts every question to both, side by side."""
+    wanted: dict[str, tuple[str, SourceChoice]] = {}
+    for name in (model_a, model_b):
+        model, _, stage = name.partition(":")
+        if stage not in ("", *SourceChoice):
+            print(f"error: {name}: a stage is {', '.join(SourceChoice)}, not {stage!r}", file=sys.stderr)
+            raise typer.Exit(1)
+        wanted[name] = model, SourceChoice(stage or source)
+    _serve(wanted, "/?compare", host, port, max_rows, max_waiting, max_tokens)
+
+
+def _serve(
+    wanted: dict[str, tuple[str, SourceChoice]],
+    page: str,
+    host: str,
+    port: int,
+    max_rows: int,
+    max_waiting: int,
+    max_tokens: int,
+) -> None:
+    """wanted: a model and its stage, by the name it is served under."""
     from nanochat.store import StoreError, open_store
 
     try:
         from nanochat.inference.chat import load_engine
         from nanochat.serving.app import Serving
         from nanochat.serving.protocol import Defaults
+        from nanochat.serving.server import LoadedModel
         from nanochat.serving.server import serve as run
 
-        engine = load_engine(open_store(), model, source.value)
+        store = open_store()
+        models = [
+            LoadedModel(name, load_engine(store, model, source.value), source is not SourceChoice.BASE)
+            for name, (model, source) in wanted.items()
+        ]
         serving = Serving(
-            model=model,
-            chat=source is not SourceChoice.BASE,
             defaults=Defaults(max_tokens=max_tokens, temperature=CHAT_TEMPERATURE),
             api_key=os.environ.get("NANOCHAT_API_KEY") or None,
         )
-        run(engine, serving, host=host, port=port, max_rows=max_rows, max_waiting=max_waiting)
+        run(models, serving, host=host, port=port, page=page, max_rows=max_rows, max_waiting=max_waiting)
     except (ValueError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

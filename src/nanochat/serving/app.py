@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,24 +42,31 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _LOOK_FOR_CLIENT_S = 0.5
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """A model under the name that clients ask for. chat: it was trained to answer, not only to continue a
+    text."""
+
+    name: str
+    scheduler: Scheduler
+    chat: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What is served, and how. chat: the model was trained to answer, not only to continue a text.
-    api_key: what clients must send; None lets everybody in. request_s: an answer that takes longer is
-    ended as if it had reached its length."""
+    """How models are served. api_key: what clients must send; None lets everybody in. request_s: an answer
+    that takes longer is ended as if it had reached its length."""
 
-    model: str
-    chat: bool
     defaults: Defaults = field(default_factory=Defaults)
     api_key: str | None = None
     max_body_bytes: int = 1 << 20
     request_s: float = 300.0
 
 
-def create_app(scheduler: Scheduler, serving: Serving) -> FastAPI:
-    """The application. The scheduler is the caller's to close, when the server has ended."""
+def create_app(models: Sequence[ServedModel], serving: Serving) -> FastAPI:
+    """The application. The schedulers are the caller's to close, when the server has ended."""
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
-    service = _Service(scheduler, serving)
+    service = _Service(models, serving)
     guarded = [Depends(service.require_key)]
     app.add_api_route("/v1/models", service.models, dependencies=guarded)
     app.add_api_route("/v1/models/{model}", service.model, dependencies=guarded)
@@ -76,12 +83,12 @@ def create_app(scheduler: Scheduler, serving: Serving) -> FastAPI:
 
 
 class _Service:
-    def __init__(self, scheduler: Scheduler, serving: Serving) -> None:
-        self._scheduler = scheduler
+    def __init__(self, models: Sequence[ServedModel], serving: Serving) -> None:
+        self._models = {model.name: model for model in models}
         self._serving = serving
         self._started = int(time.time())
         self._registry = CollectorRegistry()
-        self._registry.register(_Figures(scheduler))
+        self._registry.register(_Figures(models))
 
     # -- routes ------------------------------------------------------------------------------------
 
@@ -99,45 +106,37 @@ class _Service:
             )
 
     async def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._card()]}
+        return {"object": "list", "data": [self._card(model) for model in self._models.values()]}
 
     async def model(self, model: str) -> dict[str, Any]:
-        self._require_model(model)
-        return self._card()
+        return self._card(self._find(model))
 
     async def chat(self, body: ChatBody, request: Request) -> Any:
-        self._require_model(body.model)
-        if not self._serving.chat:
+        model = self._find(body.model)
+        if not model.chat:
             raise ApiError(
                 400,
-                f"{self._serving.model} is a base model: it continues text (/v1/completions) and was not "
+                f"{model.name} is a base model: it continues text (/v1/completions) and was not "
                 "trained to chat",
                 code="not_a_chat_model",
                 param="model",
             )
-        asked = chat_request(body, self._scheduler.tokenizer, self._scheduler.context, self._serving.defaults)
-        answers = Answers(
-            "chat", self._serving.model, self._scheduler.tokenizer, logprobs=bool(body.logprobs)
-        )
-        return await self._answer(asked, answers, body, request)
+        tokenizer = model.scheduler.tokenizer
+        asked = chat_request(body, tokenizer, model.scheduler.context, self._serving.defaults)
+        answers = Answers("chat", model.name, tokenizer, logprobs=bool(body.logprobs))
+        return await self._answer(model.scheduler, asked, answers, body, request)
 
     async def complete(self, body: CompletionBody, request: Request) -> Any:
-        self._require_model(body.model)
-        asked = completion_request(
-            body, self._scheduler.tokenizer, self._scheduler.context, self._serving.defaults
-        )
-        answers = Answers(
-            "completion",
-            self._serving.model,
-            self._scheduler.tokenizer,
-            logprobs=body.logprobs is not None,
-        )
-        return await self._answer(asked, answers, body, request)
+        model = self._find(body.model)
+        tokenizer = model.scheduler.tokenizer
+        asked = completion_request(body, tokenizer, model.scheduler.context, self._serving.defaults)
+        answers = Answers("completion", model.name, tokenizer, logprobs=body.logprobs is not None)
+        return await self._answer(model.scheduler, asked, answers, body, request)
 
     async def health(self) -> dict[str, Any]:
-        if not self._scheduler.alive:
+        if not all(model.scheduler.alive for model in self._models.values()):
             raise overloaded("the model has stopped answering")
-        return {"status": "ok", "model": self._serving.model}
+        return {"status": "ok", "models": list(self._models)}
 
     async def metrics(self) -> PlainTextResponse:
         return PlainTextResponse(
@@ -146,26 +145,35 @@ class _Service:
 
     # -- answering ---------------------------------------------------------------------------------
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, model: ServedModel) -> dict[str, Any]:
         return {
-            "id": self._serving.model,
+            "id": model.name,
             "object": "model",
             "created": self._started,
             "owned_by": "nanochat",
-            "context_length": self._scheduler.context,
+            "context_length": model.scheduler.context,
+            # No fields of OpenAI's: what the chat page asks in which way.
+            "nanochat": {"chat": model.chat, "defaults": self._serving.defaults.model_dump()},
         }
 
-    def _require_model(self, model: str) -> None:
-        if model != self._serving.model:
+    def _find(self, name: str) -> ServedModel:
+        model = self._models.get(name)
+        if model is None:
             raise ApiError(
                 404,
-                f"there is no model {model!r} here; {self._serving.model!r} is served",
+                f"there is no model {name!r} here, only {' and '.join(map(repr, self._models))}",
                 code="model_not_found",
                 param="model",
             )
+        return model
 
     async def _answer(
-        self, asked: generation.Request, answers: Answers, body: ChatBody | CompletionBody, request: Request
+        self,
+        scheduler: Scheduler,
+        asked: generation.Request,
+        answers: Answers,
+        body: ChatBody | CompletionBody,
+        request: Request,
     ) -> Any:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -174,7 +182,7 @@ class _Service:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            handle = self._scheduler.submit(asked, deliver)
+            handle = scheduler.submit(asked, deliver)
         except QueueFullError as error:
             raise overloaded(f"{error}; try again") from error
         except ClosedError as error:
@@ -256,23 +264,29 @@ def _raise_failure(end: End) -> None:
 
 
 class _Figures:
-    """The scheduler's figures as Prometheus reads them."""
+    """The schedulers' figures as Prometheus reads them, by model."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._scheduler.stats()
-        yield GaugeMetricFamily("nanochat_running", "Answers that are being written.", stats.running)
-        yield GaugeMetricFamily("nanochat_waiting", "Requests whose turn has not come.", stats.waiting)
-        counted = {
-            "requests": ("Requests that were accepted.", stats.requests),
-            "prompt_tokens": ("Prompt tokens of requests that have ended.", stats.prompt_tokens),
-            "completion_tokens": ("Tokens written for them.", stats.completion_tokens),
-            "cached_tokens": ("Prompt tokens that were known already.", stats.cached_tokens),
+        stats = {model.name: model.scheduler.stats() for model in self._models}
+        gauges = {
+            "running": "Answers that are being written.",
+            "waiting": "Requests whose turn has not come.",
         }
-        for name, (meaning, value) in counted.items():
-            yield CounterMetricFamily(f"nanochat_{name}", meaning, value)
+        counters = {
+            "requests": "Requests that were accepted.",
+            "prompt_tokens": "Prompt tokens of requests that have ended.",
+            "completion_tokens": "Tokens written for them.",
+            "cached_tokens": "Prompt tokens that were known already.",
+        }
+        for family, meanings in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for name, meaning in meanings.items():
+                metric = family(f"nanochat_{name}", meaning, labels=["model"])
+                for model, figures in stats.items():
+                    metric.add_metric([model], getattr(figures, name))
+                yield metric
 
 
 class _BodyLimit:

@@ -1,17 +1,20 @@
-"""Serve a model until SIGTERM or Ctrl-C: what was accepted is finished first."""
+"""Serve models until SIGTERM or Ctrl-C: what was accepted is finished first."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from nanochat.inference.scheduler import Scheduler
-from nanochat.serving.app import Serving, create_app
+from nanochat.serving.app import ServedModel, Serving, create_app
 
 if TYPE_CHECKING:
     from nanochat.inference.engine import Engine
@@ -20,9 +23,28 @@ if TYPE_CHECKING:
 SHUTDOWN_S = 60
 
 
-def serve(engine: Engine, serving: Serving, *, host: str, port: int, max_rows: int, max_waiting: int) -> None:
-    """port: 0 takes a free one. max_rows: answers that are worked on together. max_waiting: requests that may
-    wait besides. Raises OSError where the place is taken."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to be served under a name. chat: it was trained to answer, not only to continue a text."""
+
+    name: str
+    engine: Engine
+    chat: bool
+
+
+def serve(
+    models: Sequence[LoadedModel],
+    serving: Serving,
+    *,
+    host: str,
+    port: int,
+    page: str,
+    max_rows: int,
+    max_waiting: int,
+) -> None:
+    """port: 0 takes a free one. page: what of the chat page people are sent to. max_rows: answers of a model
+    that are worked on together. max_waiting: requests that may wait for it besides. Raises OSError where the
+    place is taken."""
     if not is_loopback(host) and serving.api_key is None:
         print(
             f"warning: {host} is reachable from other machines and no API key is asked for "
@@ -30,15 +52,20 @@ def serve(engine: Engine, serving: Serving, *, host: str, port: int, max_rows: i
             file=sys.stderr,
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with (
-        socket.create_server((host, port), family=family) as listening,
-        Scheduler(engine.model, engine.tokenizer, max_rows=max_rows, max_waiting=max_waiting) as scheduler,
-    ):
+    with socket.create_server((host, port), family=family) as listening, contextlib.ExitStack() as schedulers:
+        served = []
+        for model in models:
+            engine = model.engine
+            scheduler = Scheduler(engine.model, engine.tokenizer, max_rows=max_rows, max_waiting=max_waiting)
+            served.append(ServedModel(model.name, schedulers.enter_context(scheduler), model.chat))
         config = uvicorn.Config(
-            create_app(scheduler, serving), log_level="warning", timeout_graceful_shutdown=SHUTDOWN_S
+            create_app(served, serving), log_level="warning", timeout_graceful_shutdown=SHUTDOWN_S
         )
         place = f"[{host}]" if ":" in host else host
-        server = _Server(config, f"{serving.model} answers at http://{place}:{listening.getsockname()[1]}/v1")
+        url = f"http://{place}:{listening.getsockname()[1]}"
+        names = " and ".join(model.name for model in models)
+        answers = "answers" if len(models) == 1 else "answer"
+        server = _Server(config, f"{names} {answers} at {url}/v1 (Ctrl-C ends)\nchat page: {url}{page}")
 
         def end(number: int, frame: object) -> None:
             server.should_exit = True
@@ -59,7 +86,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(f"{self._greeting} (Ctrl-C ends)", flush=True)
+        print(self._greeting, flush=True)
 
 
 def is_loopback(host: str) -> bool:

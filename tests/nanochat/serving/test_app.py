@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from standins.waiting import wait_for
 from nanochat.data.conversations import Conversation, Message
 from nanochat.inference.scheduler import Scheduler
 from nanochat.model.gpt import GPT
-from nanochat.serving.app import Serving, create_app
+from nanochat.serving.app import ServedModel, Serving, create_app
 from nanochat.serving.protocol import Defaults
 from nanochat.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ def served(
     }
     with contextlib.ExitStack() as stack:
 
-        def start(*, max_waiting: int = 8, max_rows: int = 4, **how: Any) -> Served:
+        def start(*, chat: bool = True, max_waiting: int = 8, max_rows: int = 4, **how: Any) -> Served:
             gate = threading.Event()
             gate.set()
             stack.callback(gate.set)
@@ -85,17 +85,17 @@ def served(
                 Scheduler(model, byte_tokenizer, max_rows=max_rows, max_waiting=max_waiting)
             )
             defaults = Defaults(max_tokens=200, temperature=0.0, top_k=None)
-            serving = Serving(**{"model": "tiny", "chat": True, "defaults": defaults, **how})
-            url = stack.enter_context(running(scheduler, serving))
+            models = [ServedModel("tiny", scheduler, chat)]
+            url = stack.enter_context(running(models, Serving(defaults=defaults, **how)))
             return Served(url, scheduler, gate)
 
         yield start
 
 
 @contextlib.contextmanager
-def running(scheduler: Scheduler, serving: Serving) -> Iterator[str]:
+def running(models: Sequence[ServedModel], serving: Serving) -> Iterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(scheduler, serving), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(models, serving), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -232,7 +232,7 @@ def test_a_key_is_asked_for_and_health_is_open(served: Callable[..., Served]) ->
     assert refused.value.code == "invalid_api_key"
     assert one.post().headers["WWW-Authenticate"] == "Bearer"
     assert one.client("secret").models.retrieve("tiny").id == "tiny"
-    assert httpx.get(f"{one.url}/health").json() == {"status": "ok", "model": "tiny"}
+    assert httpx.get(f"{one.url}/health").json() == {"status": "ok", "models": ["tiny"]}
     assert httpx.get(f"{one.url}/ping").status_code == 200
 
 
@@ -323,10 +323,35 @@ def test_a_model_that_fails_is_an_error_without_a_traceback(
     assert "secret detail" not in whole.text + streamed
 
 
+def test_several_models_answer_each_under_its_name(
+    byte_tokenizer: Tokenizer, script: Callable[..., GPT], spell: Callable[[str], list[int]]
+) -> None:
+    prompt = tuple(byte_tokenizer.render_prompt(Conversation((Message("user", QUESTION),))))
+    with (
+        Scheduler(script({prompt: spell("two")}, context=64), byte_tokenizer) as good,
+        Scheduler(script({prompt: spell("three")}, context=32), byte_tokenizer) as bad,
+        running([ServedModel("good", good, True), ServedModel("bad:base", bad, False)], Serving()) as url,
+    ):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+        cards = {model.id: model.model_extra or {} for model in client.models.list()}
+        assert {name: card["context_length"] for name, card in cards.items()} == {"good": 64, "bad:base": 32}
+        assert [card["nanochat"]["chat"] for card in cards.values()] == [True, False]
+        assert client.models.retrieve("bad:base").id == "bad:base"
+        said = client.chat.completions.create(model="good", messages=MESSAGES, temperature=0)
+        assert (said.model, said.choices[0].message.content) == ("good", "two")
+        with pytest.raises(openai.BadRequestError, match="base model"):
+            client.chat.completions.create(model="bad:base", messages=MESSAGES)
+        with pytest.raises(openai.NotFoundError, match="only 'good' and 'bad:base'"):
+            client.chat.completions.create(model="ugly", messages=MESSAGES)
+        figures = httpx.get(f"{url}/metrics").text
+        assert 'nanochat_requests_total{model="good"} 1.0' in figures
+        assert 'nanochat_requests_total{model="bad:base"} 0.0' in figures
+
+
 def test_figures_for_prometheus(served: Callable[..., Served]) -> None:
     one = served()
     one.post()
     figures = httpx.get(f"{one.url}/metrics").text
-    assert "nanochat_requests_total 1.0" in figures
-    assert "nanochat_running 0.0" in figures
+    assert 'nanochat_requests_total{model="tiny"} 1.0' in figures
+    assert 'nanochat_running{model="tiny"} 0.0' in figures
     assert "# HELP nanochat_completion_tokens_total" in figures
