@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nanochat.inference.chat import ChatSession
     from nanochat.inference.engine import Engine
     from nanochat.inference.sampling import Sampling
+    from nanochat.serving.gate import Limits
 
 COMMANDS_GROUP = "nanochat.commands"
 
@@ -151,7 +152,7 @@ def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[P
 Host = Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")]
 Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
 MaxRows = Annotated[int, typer.Option(help="Answers that are worked on together.", min=1)]
-MaxWaiting = Annotated[int, typer.Option(help="Requests that may wait besides.", min=1)]
+MaxWaiting = Annotated[int, typer.Option(help="Requests that may wait besides; the next is told 503.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="Length of an answer, at most.", min=1)]
 
 
@@ -166,9 +167,47 @@ def serve(
     max_rows: MaxRows = 32,
     max_waiting: MaxWaiting = 128,
     max_tokens: MaxTokens = 1024,
+    max_seconds: Annotated[
+        float, typer.Option(help="Time of an answer; then it ends as if it were too long.", min=0.1)
+    ] = 300.0,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request; more is told 413.", min=1)] = 1 << 20,
+    client_rate: Annotated[
+        int | None,
+        typer.Option(help="Requests a minute of one client; more is told 429. [default: any]", min=1),
+    ] = None,
+    client_requests: Annotated[
+        int | None,
+        typer.Option(help="Requests of one client at once; more is told 429. [default: any]", min=1),
+    ] = None,
+    shutdown_seconds: Annotated[
+        float, typer.Option(help="Time, when told to end, for what was accepted.", min=0)
+    ] = 60.0,
 ) -> None:
-    """Answer over HTTP as OpenAI's API does, at /v1; clients send NANOCHAT_API_KEY where it is set."""
-    _serve({model: (model, source)}, "/", host, port, max_rows, max_waiting, max_tokens)
+    """Answer over HTTP as OpenAI's API does, at /v1.
+
+    Where NANOCHAT_API_KEY is set (a key, or several with commas between), clients must send one of them.
+    """
+    from nanochat.serving.gate import Limits
+
+    limits = Limits(
+        body_bytes=max_body,
+        # Twice what the model has to do: answers that are read slowly are open, too.
+        open_requests=2 * (max_rows + max_waiting),
+        client_requests_per_minute=client_rate,
+        client_open_requests=client_requests,
+    )
+    _serve(
+        {model: (model, source)},
+        "/",
+        host,
+        port,
+        max_rows,
+        max_waiting,
+        max_tokens,
+        limits=limits,
+        max_seconds=max_seconds,
+        shutdown_seconds=shutdown_seconds,
+    )
 
 
 @app.command()
@@ -203,6 +242,10 @@ def _serve(
     max_rows: int,
     max_waiting: int,
     max_tokens: int,
+    *,
+    limits: Limits | None = None,
+    max_seconds: float = 300.0,
+    shutdown_seconds: float = 60.0,
 ) -> None:
     """wanted: a model and its stage, by the name it is served under."""
     from nanochat.store import StoreError, open_store
@@ -210,20 +253,33 @@ def _serve(
     try:
         from nanochat.inference.chat import load_engine
         from nanochat.serving.app import Serving
+        from nanochat.serving.gate import Limits
         from nanochat.serving.protocol import Defaults
         from nanochat.serving.server import LoadedModel
         from nanochat.serving.server import serve as run
 
         store = open_store()
+        keys = os.environ.get("NANOCHAT_API_KEY", "").split(",")
         models = [
             LoadedModel(name, load_engine(store, model, source.value), source is not SourceChoice.BASE)
             for name, (model, source) in wanted.items()
         ]
         serving = Serving(
             defaults=Defaults(max_tokens=max_tokens, temperature=CHAT_TEMPERATURE),
-            api_key=os.environ.get("NANOCHAT_API_KEY") or None,
+            api_keys=tuple(key.strip() for key in keys if key.strip()),
+            limits=limits or Limits(),
+            request_s=max_seconds,
         )
-        run(models, serving, host=host, port=port, page=page, max_rows=max_rows, max_waiting=max_waiting)
+        run(
+            models,
+            serving,
+            host=host,
+            port=port,
+            page=page,
+            max_rows=max_rows,
+            max_waiting=max_waiting,
+            shutdown_s=shutdown_seconds,
+        )
     except (ValueError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
