@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import os
 import sys
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from nanochat.data.conversations import Part
-    from nanochat.inference.chat import ChatSession
     from nanochat.inference.engine import Engine
     from nanochat.inference.sampling import Sampling
     from nanochat.serving.gate import Limits
@@ -28,8 +25,6 @@ COMMANDS_GROUP = "nanochat.commands"
 
 # A single answer is reproducible; a chat that always says the same is dull.
 CHAT_TEMPERATURE = 0.6
-
-HELP = "/help shows this, /reset forgets the conversation, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
 
 app = typer.Typer(name="nanochat", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -97,56 +92,10 @@ def _text_prompt(engine: Engine, text: str) -> list[int]:
 
 def _converse(engine: Engine, model: str, source: SourceChoice, sampling: Sampling) -> None:
     from nanochat.inference.chat import ChatSession
+    from nanochat.inference.terminal import Terminal
 
-    terminal = sys.stdin.isatty()
-    if terminal:
-        import readline  # noqa: F401  (gives input() line editing)
-
-        kind = "a base model: it continues your text" if source is SourceChoice.BASE else f"stage {source}"
-        print(f"{model}, {kind}. {HELP}", file=sys.stderr)
-    session = ChatSession(engine, sampling)
-    while True:
-        try:
-            line = input("\n> " if terminal else "")
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print(f"\n{HELP}", file=sys.stderr)
-            continue
-        match line.strip():
-            case "":
-                continue
-            case "/exit" | "/quit":
-                return
-            case "/help":
-                print(HELP, file=sys.stderr)
-            case "/reset":
-                session.reset()
-                print("The conversation is forgotten.", file=sys.stderr)
-            case command if command.startswith("/"):
-                print(f"unknown command {command.split()[0]}. {HELP}", file=sys.stderr)
-            case _:
-                _say(session, line, source)
-
-
-def _say(session: ChatSession, line: str, source: SourceChoice) -> None:
-    from nanochat.inference.tools import written
-
-    try:
-        for piece in written(_pieces(session, line, source)):
-            print(piece, end="", flush=True)
-        print(flush=True)
-    except KeyboardInterrupt:
-        print(" …", flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-
-
-def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[Part]:
-    if source is SourceChoice.BASE:
-        prompt = _text_prompt(session.engine, line)
-        return session.engine.stream_parts(prompt, session.sampling)
-    return session.stream(line)
+    name = model if source is SourceChoice.SFT else f"{model} ({source})"
+    Terminal(ChatSession(engine, sampling), name, continues=source is SourceChoice.BASE).run()
 
 
 Host = Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")]
@@ -173,11 +122,11 @@ def serve(
     max_body: Annotated[int, typer.Option(help="Bytes of a request; more is told 413.", min=1)] = 1 << 20,
     client_rate: Annotated[
         int | None,
-        typer.Option(help="Requests a minute of one client; more is told 429. [default: any]", min=1),
+        typer.Option(help="Requests a minute of one client; more is told 429.", min=1, show_default="any"),
     ] = None,
     client_requests: Annotated[
         int | None,
-        typer.Option(help="Requests of one client at once; more is told 429. [default: any]", min=1),
+        typer.Option(help="Requests of one client at once; more is told 429.", min=1, show_default="any"),
     ] = None,
     shutdown_seconds: Annotated[
         float, typer.Option(help="Time, when told to end, for what was accepted.", min=0)
