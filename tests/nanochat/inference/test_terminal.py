@@ -131,7 +131,7 @@ def test_a_conversation_at_a_terminal(
     one.wait_for("/save needs a file's name")
     one.type("/reset\nWhat is your name?\n")
     one.wait_for("The conversation is forgotten.\n")
-    one.wait_for("\nI am NanoChat 😀.\n")
+    one.wait_for("\nI am NanoChat 😀.\n\n> ")
     one.type(CTRL_D)
     assert one.ended() == 0
     assert "Traceback" not in one.shown
