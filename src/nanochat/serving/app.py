@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
@@ -31,6 +32,15 @@ from nanochat.inference.scheduler import (
     Scheduler,
 )
 from nanochat.serving.answers import Answers
+from nanochat.serving.documents import (
+    ChatCompletion,
+    Health,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    asked,
+    told,
+)
 from nanochat.serving.errors import ApiError, bad_value, overloaded
 from nanochat.serving.gate import Gate, Gated, Limits, log_failure, shutting_down
 from nanochat.serving.inbox import Inbox
@@ -67,12 +77,18 @@ def create_app(models: Sequence[ServedModel], serving: Serving) -> FastAPI:
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
     app.state.gate = gate = Gate(serving.limits, serving.api_keys)
     service = _Service(models, serving, gate)
-    app.add_api_route("/v1/models", service.models)
-    app.add_api_route("/v1/models/{model}", service.model)
-    app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"])
-    app.add_api_route("/v1/completions", service.complete, methods=["POST"])
-    app.add_api_route("/health", service.health)
-    app.add_api_route("/ping", service.health)
+    # The gate asks for the key; this tells the OpenAPI page so.
+    keyed = [Depends(HTTPBearer(auto_error=False))] if serving.api_keys else []
+    listed, card = told(ModelList, 401), told(ModelCard, 401, 404)
+    app.add_api_route("/v1/models", service.models, responses=listed, dependencies=keyed)
+    app.add_api_route("/v1/models/{model}", service.model, responses=card, dependencies=keyed)
+    for path, answer, document in (
+        ("/v1/chat/completions", service.chat, ChatCompletion),
+        ("/v1/completions", service.complete, TextCompletion),
+    ):
+        app.add_api_route(path, answer, methods=["POST"], responses=asked(document), dependencies=keyed)
+    for path in ("/health", "/ping"):
+        app.add_api_route(path, service.health, responses=told(Health, 503))
     app.add_api_route("/metrics", service.metrics, response_class=PlainTextResponse)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -110,20 +126,20 @@ class _Service:
             )
         tokenizer = model.scheduler.tokenizer
         # In another thread: a megabyte takes the tokenizer long enough for others to notice.
-        asked = await asyncio.to_thread(
+        wanted = await asyncio.to_thread(
             chat_request, body, tokenizer, model.scheduler.context, self._serving.defaults
         )
         answers = Answers("chat", model.name, tokenizer, logprobs=bool(body.logprobs))
-        return await self._answer(model.scheduler, asked, answers, body, request)
+        return await self._answer(model.scheduler, wanted, answers, body, request)
 
     async def complete(self, body: CompletionBody, request: Request) -> Any:
         model = self._find(body.model)
         tokenizer = model.scheduler.tokenizer
-        asked = await asyncio.to_thread(
+        wanted = await asyncio.to_thread(
             completion_request, body, tokenizer, model.scheduler.context, self._serving.defaults
         )
         answers = Answers("completion", model.name, tokenizer, logprobs=body.logprobs is not None)
-        return await self._answer(model.scheduler, asked, answers, body, request)
+        return await self._answer(model.scheduler, wanted, answers, body, request)
 
     async def health(self) -> dict[str, Any]:
         if not all(model.scheduler.alive for model in self._models.values()):
@@ -164,14 +180,14 @@ class _Service:
     async def _answer(
         self,
         scheduler: Scheduler,
-        asked: generation.Request,
+        wanted: generation.Request,
         answers: Answers,
         body: ChatBody | CompletionBody,
         request: Request,
     ) -> Any:
         inbox = Inbox()
         try:
-            handle = scheduler.submit(asked, inbox.deliver)
+            handle = scheduler.submit(wanted, inbox.deliver)
         except QueueFullError as error:
             self._gate.refused[503] += 1
             raise overloaded(f"{error}; try again") from error
@@ -181,7 +197,7 @@ class _Service:
             raise bad_value(error) from error
         work = _Work(inbox, handle, self._serving.request_s, self._gate)
         if body.stream:
-            return _EventStream(self._stream(work, answers, usage=body.include_usage, n=asked.n), work)
+            return _EventStream(self._stream(work, answers, usage=body.include_usage, n=wanted.n), work)
         try:
             return JSONResponse(await self._whole(work, answers, request))
         finally:
