@@ -35,13 +35,14 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: help setup environment quickstart test test-image histories fuzz sanitize emulator check format images lock graph clean
+.PHONY: help setup environment quickstart test test-image histories load fuzz sanitize emulator check format images lock graph clean
 
 help:
 	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
 	@echo "make test         set up, run every test"
 	@echo "make histories    tell histories of RunPod's faults (HISTORIES=), with a bucket and with training, too"
 	@echo "make fuzz         hold splitting and encoding against other engines on ten million strings (STRINGS=)"
+	@echo "make load         64 clients of nanochat serve for two minutes (SECONDS_OF_LOAD=, CLIENTS=)"
 	@echo "make sanitize     run the Rust crate's tests under the address sanitizer"
 	@echo "make emulator     set up, serve an emulated RunPod with an S3 server beside it"
 	@echo "make test-image   build the training image, push it to a registry on loopback, train in it"
@@ -129,6 +130,10 @@ histories: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dagster_nanochat/launch/runpod/test_histories.py \
 	  tests/dagster_nanochat/launch/runpod/test_trained_histories.py \
 	  tests/dagster_nanochat/launch/runpod/test_nodes.py
+
+# A short form of it is among the tests.
+load: setup
+	$(BIN)/python benchmarks/serving_load.py --seconds $(or $(SECONDS_OF_LOAD),120) --clients $(or $(CLIENTS),64)
 
 # Splitting against two regular expression engines, in every instruction set that the processor has;
 # then encoding against tiktoken.

@@ -1,8 +1,8 @@
 """The command `nanochat`.
 
-`chat`, `serve`, `export` and `push` are here; commands that need the graph or a launcher are registered by
-entry points of the group ``nanochat.commands``, each a callable that takes the typer app. Nothing
-heavy is imported before a command runs.
+`chat`, `serve`, `compare`, `export` and `push` are here; commands that need the graph or a launcher are
+registered by entry points of the group ``nanochat.commands``, each a callable that takes the typer app.
+Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import os
 import sys
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,17 +17,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from nanochat.data.conversations import Part
-    from nanochat.inference.chat import ChatSession
     from nanochat.inference.engine import Engine
     from nanochat.inference.sampling import Sampling
+    from nanochat.serving.gate import Limits
 
 COMMANDS_GROUP = "nanochat.commands"
 
 # A single answer is reproducible; a chat that always says the same is dull.
 CHAT_TEMPERATURE = 0.6
-
-HELP = "/help shows this, /reset forgets the conversation, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
 
 app = typer.Typer(name="nanochat", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -96,56 +92,17 @@ def _text_prompt(engine: Engine, text: str) -> list[int]:
 
 def _converse(engine: Engine, model: str, source: SourceChoice, sampling: Sampling) -> None:
     from nanochat.inference.chat import ChatSession
+    from nanochat.inference.terminal import Terminal
 
-    terminal = sys.stdin.isatty()
-    if terminal:
-        import readline  # noqa: F401  (gives input() line editing)
-
-        kind = "a base model: it continues your text" if source is SourceChoice.BASE else f"stage {source}"
-        print(f"{model}, {kind}. {HELP}", file=sys.stderr)
-    session = ChatSession(engine, sampling)
-    while True:
-        try:
-            line = input("\n> " if terminal else "")
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print(f"\n{HELP}", file=sys.stderr)
-            continue
-        match line.strip():
-            case "":
-                continue
-            case "/exit" | "/quit":
-                return
-            case "/help":
-                print(HELP, file=sys.stderr)
-            case "/reset":
-                session.reset()
-                print("The conversation is forgotten.", file=sys.stderr)
-            case command if command.startswith("/"):
-                print(f"unknown command {command.split()[0]}. {HELP}", file=sys.stderr)
-            case _:
-                _say(session, line, source)
+    name = model if source is SourceChoice.SFT else f"{model} ({source})"
+    Terminal(ChatSession(engine, sampling), name, continues=source is SourceChoice.BASE).run()
 
 
-def _say(session: ChatSession, line: str, source: SourceChoice) -> None:
-    from nanochat.inference.tools import written
-
-    try:
-        for piece in written(_pieces(session, line, source)):
-            print(piece, end="", flush=True)
-        print(flush=True)
-    except KeyboardInterrupt:
-        print(" …", flush=True)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-
-
-def _pieces(session: ChatSession, line: str, source: SourceChoice) -> Iterator[Part]:
-    if source is SourceChoice.BASE:
-        prompt = _text_prompt(session.engine, line)
-        return session.engine.stream_parts(prompt, session.sampling)
-    return session.stream(line)
+Host = Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")]
+Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
+MaxRows = Annotated[int, typer.Option(help="Answers that are worked on together.", min=1)]
+MaxWaiting = Annotated[int, typer.Option(help="Requests that may wait besides; the next is told 503.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="Length of an answer, at most.", min=1)]
 
 
 @app.command()
@@ -154,29 +111,124 @@ def serve(
     source: Annotated[
         SourceChoice, typer.Option(help="Which stage of it; base continues texts.")
     ] = SourceChoice.SFT,
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
-    max_rows: Annotated[int, typer.Option(help="Answers that are worked on together.", min=1)] = 32,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait besides.", min=1)] = 128,
-    max_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.", min=1)] = 1024,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_rows: MaxRows = 32,
+    max_waiting: MaxWaiting = 128,
+    max_tokens: MaxTokens = 1024,
+    max_seconds: Annotated[
+        float, typer.Option(help="Time of an answer; then it ends as if it were too long.", min=0.1)
+    ] = 300.0,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request; more is told 413.", min=1)] = 1 << 20,
+    client_rate: Annotated[
+        int | None,
+        typer.Option(help="Requests a minute of one client; more is told 429.", min=1, show_default="any"),
+    ] = None,
+    client_requests: Annotated[
+        int | None,
+        typer.Option(help="Requests of one client at once; more is told 429.", min=1, show_default="any"),
+    ] = None,
+    shutdown_seconds: Annotated[
+        float, typer.Option(help="Time, when told to end, for what was accepted.", min=0)
+    ] = 60.0,
 ) -> None:
-    """Answer over HTTP as OpenAI's API does, at /v1; clients send NANOCHAT_API_KEY where it is set."""
+    """Answer over HTTP as OpenAI's API does, at /v1.
+
+    Where NANOCHAT_API_KEY is set (a key, or several with commas between), clients must send one of them.
+    """
+    from nanochat.serving.gate import Limits
+
+    limits = Limits(
+        body_bytes=max_body,
+        # Twice what the model has to do: answers that are read slowly are open, too.
+        open_requests=2 * (max_rows + max_waiting),
+        client_requests_per_minute=client_rate,
+        client_open_requests=client_requests,
+    )
+    _serve(
+        {model: (model, source)},
+        "/",
+        host,
+        port,
+        max_rows,
+        max_waiting,
+        max_tokens,
+        limits=limits,
+        max_seconds=max_seconds,
+        shutdown_seconds=shutdown_seconds,
+    )
+
+
+@app.command()
+def compare(
+    model_a: Annotated[str, typer.Argument(help="A model, or MODEL:STAGE, as in quick:mid.")],
+    model_b: Annotated[str, typer.Argument(help="The other.")],
+    source: Annotated[
+        SourceChoice, typer.Option(help="Which stage of those that name none.")
+    ] = SourceChoice.SFT,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_rows: MaxRows = 32,
+    max_waiting: MaxWaiting = 128,
+    max_tokens: MaxTokens = 1024,
+) -> None:
+    """Serve two models, and a page that puts every question to both, side by side."""
+    wanted: dict[str, tuple[str, SourceChoice]] = {}
+    for name in (model_a, model_b):
+        model, _, stage = name.partition(":")
+        if stage not in ("", *SourceChoice):
+            print(f"error: {name}: a stage is {', '.join(SourceChoice)}, not {stage!r}", file=sys.stderr)
+            raise typer.Exit(1)
+        wanted[name] = model, SourceChoice(stage or source)
+    _serve(wanted, "/?compare", host, port, max_rows, max_waiting, max_tokens)
+
+
+def _serve(
+    wanted: dict[str, tuple[str, SourceChoice]],
+    page: str,
+    host: str,
+    port: int,
+    max_rows: int,
+    max_waiting: int,
+    max_tokens: int,
+    *,
+    limits: Limits | None = None,
+    max_seconds: float = 300.0,
+    shutdown_seconds: float = 60.0,
+) -> None:
+    """wanted: a model and its stage, by the name it is served under."""
     from nanochat.store import StoreError, open_store
 
     try:
         from nanochat.inference.chat import load_engine
         from nanochat.serving.app import Serving
+        from nanochat.serving.gate import Limits
         from nanochat.serving.protocol import Defaults
+        from nanochat.serving.server import LoadedModel
         from nanochat.serving.server import serve as run
 
-        engine = load_engine(open_store(), model, source.value)
+        store = open_store()
+        keys = os.environ.get("NANOCHAT_API_KEY", "").split(",")
+        models = [
+            LoadedModel(name, load_engine(store, model, source.value), source is not SourceChoice.BASE)
+            for name, (model, source) in wanted.items()
+        ]
         serving = Serving(
-            model=model,
-            chat=source is not SourceChoice.BASE,
             defaults=Defaults(max_tokens=max_tokens, temperature=CHAT_TEMPERATURE),
-            api_key=os.environ.get("NANOCHAT_API_KEY") or None,
+            api_keys=tuple(key.strip() for key in keys if key.strip()),
+            limits=limits or Limits(),
+            request_s=max_seconds,
         )
-        run(engine, serving, host=host, port=port, max_rows=max_rows, max_waiting=max_waiting)
+        run(
+            models,
+            serving,
+            host=host,
+            port=port,
+            page=page,
+            max_rows=max_rows,
+            max_waiting=max_waiting,
+            shutdown_s=shutdown_seconds,
+        )
     except (ValueError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

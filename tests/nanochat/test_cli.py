@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,14 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
-from standins.signals import listen_to_ctrl_c
 
 from nanochat import cli
 
 if TYPE_CHECKING:
-    from nanochat.model.gpt import GPT
     from nanochat.store import ObjectStore
-    from nanochat.tokenizer import Tokenizer
 
 PROGRAM = [sys.executable, "-c", "from nanochat.cli import main; main()"]
 
@@ -110,7 +105,7 @@ def test_a_conversation_streams_and_obeys_its_commands(run: Callable[..., Outcom
     outcome = run("chat", "--temperature", "0", typed=typed)
     assert outcome.code == 0
     assert outcome.out == "[17+25 = 42] The answer is 42.\nI am NanoChat 😀.\n"
-    assert outcome.err.count("/reset forgets") == 2
+    assert "/reset      forgets the conversation" in outcome.err
     assert "unknown command /nonsense" in outcome.err
     assert "error: the question is 20" in outcome.err
 
@@ -118,47 +113,6 @@ def test_a_conversation_streams_and_obeys_its_commands(run: Callable[..., Outcom
 def test_the_end_of_input_ends_a_conversation(run: Callable[..., Outcome]) -> None:
     outcome = run("chat", "--source", "base", "--temperature", "0", typed="Once upon\nOnce upon")
     assert (outcome.code, outcome.out) == (0, " a time there was a model.\n" * 2)
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(
-    tmp_path: Path, trained_model: GPT, byte_tokenizer: Tokenizer
-) -> None:
-    import dataclasses
-
-    from standins.trained_model import fill_store
-
-    from nanochat.model.gpt import GPT
-
-    # The same weights, but nothing ever ends an answer, and the context is long.
-    endless = GPT(dataclasses.replace(trained_model.config, context=30_000), trained_model.vocab_size)
-    endless.load_state_dict(trained_model.state_dict())
-    for name in ("<|assistant_end|>", "<|bos|>"):
-        endless.lm_head.weight.data[byte_tokenizer.special(name)] = 0
-    folder = tmp_path / "endless"
-    folder.mkdir()
-    store = fill_store(folder, endless, byte_tokenizer)
-    process = subprocess.Popen(
-        [*PROGRAM, "chat", "--temperature", "0", "--max-tokens", "30000"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "NANOCHAT_STORE": store.url, "OMP_NUM_THREADS": "1"},
-        preexec_fn=listen_to_ctrl_c,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write("What is your name?\n")
-        process.stdin.flush()
-        assert process.stdout.read(12) == "I am NanoCha"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate("/help\n/exit\n", timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
-    assert out.endswith(" …\n")
-    assert "/reset forgets" in err
 
 
 def test_an_export_says_what_was_found_equal_and_what_is_none_is_not_pushed(

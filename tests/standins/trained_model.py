@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,15 @@ def train(tokenizer: Tokenizer, spell: Callable[[str], list[int]]) -> GPT:
         if loss.item() < 0.06:
             break
     return model.eval()
+
+
+def endless(model: GPT, tokenizer: Tokenizer, context: int = 30_000) -> GPT:
+    """The same weights, but nothing ever ends an answer, and the context is long."""
+    longer = GPT(dataclasses.replace(model.config, context=context), model.vocab_size)
+    longer.load_state_dict(model.state_dict())
+    for name in ("<|assistant_end|>", "<|bos|>"):
+        longer.lm_head.weight.data[tokenizer.special(name)] = 0
+    return longer
 
 
 def put_receipt(

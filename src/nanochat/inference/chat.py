@@ -60,6 +60,11 @@ class ChatSession:
         """
         return self._stream(text, self.engine.stream_parts(self._prompt(text), self.sampling))
 
+    def take_back(self, question: str) -> None:
+        """Forget the last turn, if that is what it asked."""
+        if len(self.history) >= 2 and self.history[-2] == Message("user", question):
+            del self.history[-2:]
+
     def reset(self) -> None:
         """Forget all turns."""
         self.history = []

@@ -156,9 +156,9 @@ class Scheduler:
     """Owns a model, on one thread of its own, until `close`.
 
     calculator: its own from now on, closed with it. max_rows: answers that are worked on together.
-    max_waiting: requests that may wait for their prompt to be read. prefix_cache_bytes: at most so
-    much memory for keys and values of earlier requests. The running rows take up to max_rows ·
-    context · `kv_bytes_per_token` besides, as far as they are used.
+    max_waiting: requests that may wait for their prompt to be read. The running rows take up to max_rows ·
+    context · `kv_bytes_per_token` of memory, as far as they are used; keys and values of earlier requests
+    take as much besides, at most `prefix_cache_bytes`.
     """
 
     def __init__(
@@ -177,7 +177,8 @@ class Scheduler:
         self._calculator = calculator or Calculator()
         self._executor = ThreadPoolExecutor(self._calculator.workers, thread_name_prefix="calculator")
         self._max_rows = max_rows
-        self._prefix_cache_bytes = prefix_cache_bytes
+        rows_bytes = max_rows * model.config.context * model.kv_bytes_per_token(model.dtype)
+        self._prefix_cache_bytes = min(prefix_cache_bytes, rows_bytes)
         self._batch = self._new_batch()
         self._changed = threading.Condition()
         self._submitted: list[Handle] = []

@@ -6,138 +6,147 @@ Nothing of a prompt, an answer or a key is logged.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from nanochat.inference import generation
 from nanochat.inference.scheduler import (
     ClosedError,
     Delta,
     End,
-    Event,
     Finish,
     Handle,
     QueueFullError,
     Scheduler,
 )
 from nanochat.serving.answers import Answers
+from nanochat.serving.documents import (
+    ChatCompletion,
+    Health,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    asked,
+    told,
+)
 from nanochat.serving.errors import ApiError, bad_value, overloaded
+from nanochat.serving.gate import Gate, Gated, Limits, log_failure, shutting_down
+from nanochat.serving.inbox import Inbox
 from nanochat.serving.protocol import ChatBody, CompletionBody, Defaults, chat_request, completion_request
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
 
-# How often a client that waits for a whole answer is looked for.
-_LOOK_FOR_CLIENT_S = 0.5
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model under the name that clients ask for. chat: it was trained to answer, not only to continue a
+    text."""
+
+    name: str
+    scheduler: Scheduler
+    chat: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What is served, and how. chat: the model was trained to answer, not only to continue a text.
-    api_key: what clients must send; None lets everybody in. request_s: an answer that takes longer is
-    ended as if it had reached its length."""
+    """How models are served. api_keys: of which clients must send one; without any everybody may ask.
+    request_s: an answer that takes longer is ended as if it had reached its length, and one that has not
+    begun by then is refused."""
 
-    model: str
-    chat: bool
     defaults: Defaults = field(default_factory=Defaults)
-    api_key: str | None = None
-    max_body_bytes: int = 1 << 20
+    api_keys: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
     request_s: float = 300.0
 
 
-def create_app(scheduler: Scheduler, serving: Serving) -> FastAPI:
-    """The application. The scheduler is the caller's to close, when the server has ended."""
+def create_app(models: Sequence[ServedModel], serving: Serving) -> FastAPI:
+    """The application; `app.state.gate` is its gate. The schedulers are the caller's to close, when the
+    server has ended."""
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None)
-    service = _Service(scheduler, serving)
-    guarded = [Depends(service.require_key)]
-    app.add_api_route("/v1/models", service.models, dependencies=guarded)
-    app.add_api_route("/v1/models/{model}", service.model, dependencies=guarded)
-    app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=guarded)
-    app.add_api_route("/v1/completions", service.complete, methods=["POST"], dependencies=guarded)
-    app.add_api_route("/health", service.health)
-    app.add_api_route("/ping", service.health)
+    app.state.gate = gate = Gate(serving.limits, serving.api_keys)
+    service = _Service(models, serving, gate)
+    # The gate asks for the key; this tells the OpenAPI page so.
+    keyed = [Depends(HTTPBearer(auto_error=False))] if serving.api_keys else []
+    listed, card = told(ModelList, 401), told(ModelCard, 401, 404)
+    app.add_api_route("/v1/models", service.models, responses=listed, dependencies=keyed)
+    app.add_api_route("/v1/models/{model}", service.model, responses=card, dependencies=keyed)
+    for path, answer, document in (
+        ("/v1/chat/completions", service.chat, ChatCompletion),
+        ("/v1/completions", service.complete, TextCompletion),
+    ):
+        app.add_api_route(path, answer, methods=["POST"], responses=asked(document), dependencies=keyed)
+    for path in ("/health", "/ping"):
+        app.add_api_route(path, service.health, responses=told(Health, 503))
     app.add_api_route("/metrics", service.metrics, response_class=PlainTextResponse)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(_BodyLimit, most_bytes=serving.max_body_bytes)
+    app.add_middleware(Gated, gate=gate)
     return app
 
 
 class _Service:
-    def __init__(self, scheduler: Scheduler, serving: Serving) -> None:
-        self._scheduler = scheduler
+    def __init__(self, models: Sequence[ServedModel], serving: Serving, gate: Gate) -> None:
+        self._models = {model.name: model for model in models}
         self._serving = serving
+        self._gate = gate
         self._started = int(time.time())
         self._registry = CollectorRegistry()
-        self._registry.register(_Figures(scheduler))
+        self._registry.register(_Figures(models, gate))
 
     # -- routes ------------------------------------------------------------------------------------
 
-    async def require_key(self, request: Request) -> None:
-        key = self._serving.api_key
-        if key is None:
-            return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
-            raise ApiError(
-                401,
-                "the API key is missing or wrong: send it as `Authorization: Bearer …`",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
     async def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._card()]}
+        return {"object": "list", "data": [self._card(model) for model in self._models.values()]}
 
     async def model(self, model: str) -> dict[str, Any]:
-        self._require_model(model)
-        return self._card()
+        return self._card(self._find(model))
 
     async def chat(self, body: ChatBody, request: Request) -> Any:
-        self._require_model(body.model)
-        if not self._serving.chat:
+        model = self._find(body.model)
+        if not model.chat:
             raise ApiError(
                 400,
-                f"{self._serving.model} is a base model: it continues text (/v1/completions) and was not "
+                f"{model.name} is a base model: it continues text (/v1/completions) and was not "
                 "trained to chat",
                 code="not_a_chat_model",
                 param="model",
             )
-        asked = chat_request(body, self._scheduler.tokenizer, self._scheduler.context, self._serving.defaults)
-        answers = Answers(
-            "chat", self._serving.model, self._scheduler.tokenizer, logprobs=bool(body.logprobs)
+        tokenizer = model.scheduler.tokenizer
+        # In another thread: a megabyte takes the tokenizer long enough for others to notice.
+        wanted = await asyncio.to_thread(
+            chat_request, body, tokenizer, model.scheduler.context, self._serving.defaults
         )
-        return await self._answer(asked, answers, body, request)
+        answers = Answers("chat", model.name, tokenizer, logprobs=bool(body.logprobs))
+        return await self._answer(model.scheduler, wanted, answers, body, request)
 
     async def complete(self, body: CompletionBody, request: Request) -> Any:
-        self._require_model(body.model)
-        asked = completion_request(
-            body, self._scheduler.tokenizer, self._scheduler.context, self._serving.defaults
+        model = self._find(body.model)
+        tokenizer = model.scheduler.tokenizer
+        wanted = await asyncio.to_thread(
+            completion_request, body, tokenizer, model.scheduler.context, self._serving.defaults
         )
-        answers = Answers(
-            "completion",
-            self._serving.model,
-            self._scheduler.tokenizer,
-            logprobs=body.logprobs is not None,
-        )
-        return await self._answer(asked, answers, body, request)
+        answers = Answers("completion", model.name, tokenizer, logprobs=body.logprobs is not None)
+        return await self._answer(model.scheduler, wanted, answers, body, request)
 
     async def health(self) -> dict[str, Any]:
-        if not self._scheduler.alive:
+        if not all(model.scheduler.alive for model in self._models.values()):
             raise overloaded("the model has stopped answering")
-        return {"status": "ok", "model": self._serving.model}
+        if self._gate.draining:  # so that nobody is sent here any more
+            raise shutting_down()
+        return {"status": "ok", "models": list(self._models)}
 
     async def metrics(self) -> PlainTextResponse:
         return PlainTextResponse(
@@ -146,100 +155,158 @@ class _Service:
 
     # -- answering ---------------------------------------------------------------------------------
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, model: ServedModel) -> dict[str, Any]:
         return {
-            "id": self._serving.model,
+            "id": model.name,
             "object": "model",
             "created": self._started,
             "owned_by": "nanochat",
-            "context_length": self._scheduler.context,
+            "context_length": model.scheduler.context,
+            # No fields of OpenAI's: what the chat page asks in which way.
+            "nanochat": {"chat": model.chat, "defaults": self._serving.defaults.model_dump()},
         }
 
-    def _require_model(self, model: str) -> None:
-        if model != self._serving.model:
+    def _find(self, name: str) -> ServedModel:
+        model = self._models.get(name)
+        if model is None:
             raise ApiError(
                 404,
-                f"there is no model {model!r} here; {self._serving.model!r} is served",
+                f"there is no model {name!r} here, only {' and '.join(map(repr, self._models))}",
                 code="model_not_found",
                 param="model",
             )
+        return model
 
     async def _answer(
-        self, asked: generation.Request, answers: Answers, body: ChatBody | CompletionBody, request: Request
+        self,
+        scheduler: Scheduler,
+        wanted: generation.Request,
+        answers: Answers,
+        body: ChatBody | CompletionBody,
+        request: Request,
     ) -> Any:
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-
-        def deliver(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
+        inbox = Inbox()
         try:
-            handle = self._scheduler.submit(asked, deliver)
+            handle = scheduler.submit(wanted, inbox.deliver)
         except QueueFullError as error:
+            self._gate.refused[503] += 1
             raise overloaded(f"{error}; try again") from error
         except ClosedError as error:
-            raise overloaded("the server is shutting down") from error
+            raise shutting_down() from error
         except ValueError as error:
             raise bad_value(error) from error
-        # It takes no more than its time, however slowly it is read.
-        ending = loop.call_later(self._serving.request_s, handle.cancel)
+        work = _Work(inbox, handle, self._serving.request_s, self._gate)
         if body.stream:
-            stream = self._stream(events, answers, handle, ending, usage=body.include_usage, n=asked.n)
-            return StreamingResponse(
-                stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-            )
+            return _EventStream(self._stream(work, answers, usage=body.include_usage, n=wanted.n), work)
         try:
-            return JSONResponse(await self._whole(events, answers, request))
+            return JSONResponse(await self._whole(work, answers, request))
         finally:
-            ending.cancel()
-            handle.cancel()
+            work.end()
 
-    async def _whole(self, events: asyncio.Queue[Event], answers: Answers, request: Request) -> Any:
-        finished: dict[int, generation.Generation] = {}
-        while True:
-            try:
-                event = await asyncio.wait_for(events.get(), _LOOK_FOR_CLIENT_S)
-            except TimeoutError:
-                if await request.is_disconnected():
-                    raise ApiError(499, "the client has gone", code="client_gone") from None
-                continue
-            if isinstance(event, Finish):
-                finished[event.choice] = event.generation
-            elif isinstance(event, End):
-                _raise_failure(event)
-                return answers.whole([finished[choice] for choice in sorted(finished)], event.usage)
-
-    async def _stream(
-        self,
-        events: asyncio.Queue[Event],
-        answers: Answers,
-        handle: Handle,
-        ending: asyncio.TimerHandle,
-        *,
-        usage: bool,
-        n: int,
-    ) -> AsyncIterator[str]:
+    async def _whole(self, work: _Work, answers: Answers, request: Request) -> Any:
+        answering = asyncio.ensure_future(work.finished())
+        leaving = asyncio.ensure_future(_gone(request))
         try:
-            for chunk in answers.opening(n):
-                yield _sse(chunk)
-            while True:
-                event = await events.get()
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ApiError(499, "the client has gone", code="client_gone")
+            generations, end = answering.result()
+        finally:
+            answering.cancel()
+            leaving.cancel()
+        if end.error is not None:
+            log_failure("the model failed", end.error)
+            raise _failure() from end.error
+        if _in_vain(generations):
+            raise self._too_late()
+        return answers.whole(generations, end.usage)
+
+    async def _stream(self, work: _Work, answers: Answers, *, usage: bool, n: int) -> AsyncIterator[str]:
+        for chunk in answers.opening(n):
+            yield _sse(chunk)
+        finished: list[generation.Generation] = []
+        while True:
+            for event in await work.inbox.take():
                 if isinstance(event, Delta):
                     yield _sse(answers.piece(event.choice, event.parts, event.tokens))
                 elif isinstance(event, Finish):
-                    yield _sse(answers.last(event.choice, event.reason))
+                    finished.append(event.generation)
+                    if not _in_vain([event.generation]):
+                        yield _sse(answers.last(event.choice, event.reason))
+                elif event.error is not None:
+                    log_failure("the model failed", event.error)
+                    yield _sse(_failure().document())
+                    return
+                elif _in_vain(finished):
+                    yield _sse(self._too_late().document())
+                    return
                 else:
-                    break
-            if event.error is not None:
-                yield _sse(_failure().document())
-                return
-            if usage:
-                yield _sse(answers.usage(event.usage))
-            yield "data: [DONE]\n\n"
+                    if usage:
+                        yield _sse(answers.usage(event.usage))
+                    yield "data: [DONE]\n\n"
+                    return
+
+    def _too_late(self) -> ApiError:
+        """Why an answer was broken off before it began."""
+        if self._gate.draining:
+            return shutting_down()
+        return overloaded(
+            f"its turn did not come within {self._serving.request_s:g} s; try again", code="timed_out"
+        )
+
+
+class _Work:
+    """A request that was accepted. Its time runs from now, however slowly the answer is read."""
+
+    def __init__(self, inbox: Inbox, handle: Handle, most_s: float, gate: Gate) -> None:
+        self.inbox = inbox
+        self._cancel = handle.cancel
+        self._breaks = gate.breaks
+        self._breaks.add(self._cancel)
+        self._ending = asyncio.get_running_loop().call_later(most_s, self._cancel)
+
+    def end(self) -> None:
+        """Nobody waits for the rest, if there is one."""
+        self._ending.cancel()
+        self._breaks.discard(self._cancel)
+        self._cancel()
+
+    async def finished(self) -> tuple[list[generation.Generation], End]:
+        """All of its answers, in their order, and the last event."""
+        finished: dict[int, generation.Generation] = {}
+        while True:
+            for event in await self.inbox.take():
+                if isinstance(event, Finish):
+                    finished[event.choice] = event.generation
+                elif isinstance(event, End):
+                    return [finished[choice] for choice in sorted(finished)], event
+
+
+class _EventStream(StreamingResponse):
+    """Events as they come. The work ends with the stream, also where the client leaves it, however early."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], work: _Work) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store"})
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            # Also where the client went away in the middle.
-            ending.cancel()
-            handle.cancel()
+            self._work.end()
+
+
+def _in_vain(generations: list[generation.Generation]) -> bool:
+    """Whether all were broken off before they had a token."""
+    return all(one.finish_reason == "cancelled" and not one.tokens for one in generations)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away. To be awaited when the request's body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _sse(document: dict[str, Any]) -> str:
@@ -250,63 +317,38 @@ def _failure() -> ApiError:
     return ApiError(500, "the model failed on this request", code="model_failed")
 
 
-def _raise_failure(end: End) -> None:
-    if end.error is not None:
-        raise _failure() from end.error
-
-
 class _Figures:
-    """The scheduler's figures as Prometheus reads them."""
+    """The schedulers' figures as Prometheus reads them, by model."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, models: Sequence[ServedModel], gate: Gate) -> None:
+        self._models = models
+        self._gate = gate
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._scheduler.stats()
-        yield GaugeMetricFamily("nanochat_running", "Answers that are being written.", stats.running)
-        yield GaugeMetricFamily("nanochat_waiting", "Requests whose turn has not come.", stats.waiting)
-        counted = {
-            "requests": ("Requests that were accepted.", stats.requests),
-            "prompt_tokens": ("Prompt tokens of requests that have ended.", stats.prompt_tokens),
-            "completion_tokens": ("Tokens written for them.", stats.completion_tokens),
-            "cached_tokens": ("Prompt tokens that were known already.", stats.cached_tokens),
+        yield GaugeMetricFamily("nanochat_open", "Requests whose answer is not sent yet.", self._gate.open)
+        refused = CounterMetricFamily(
+            "nanochat_refused", "Requests that were not let in, by status.", labels=["status"]
+        )
+        for status, count in sorted(self._gate.refused.items()):
+            refused.add_metric([str(status)], count)
+        yield refused
+        stats = {model.name: model.scheduler.stats() for model in self._models}
+        gauges = {
+            "running": "Answers that are being written.",
+            "waiting": "Requests whose turn has not come.",
         }
-        for name, (meaning, value) in counted.items():
-            yield CounterMetricFamily(f"nanochat_{name}", meaning, value)
-
-
-class _BodyLimit:
-    """Refuses a body that is longer than may be, before it is held in memory."""
-
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
-        self._app = app
-        self._most_bytes = most_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self._most_bytes:
-            refused = ApiError(413, self._reason, code=_CODES[413])
-            answer = JSONResponse(refused.document(), 413, headers={"Connection": "close"})
-            await answer(scope, receive, send)
-            return
-        read_bytes = 0
-
-        async def limited() -> Message:
-            nonlocal read_bytes
-            message = await receive()
-            read_bytes += len(message.get("body", b""))
-            if read_bytes > self._most_bytes:
-                raise HTTPException(413, self._reason)
-            return message
-
-        await self._app(scope, limited, send)
-
-    @property
-    def _reason(self) -> str:
-        return f"the body is longer than {self._most_bytes} bytes"
+        counters = {
+            "requests": "Requests that were accepted.",
+            "prompt_tokens": "Prompt tokens of requests that have ended.",
+            "completion_tokens": "Tokens written for them.",
+            "cached_tokens": "Prompt tokens that were known already.",
+        }
+        for family, meanings in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for name, meaning in meanings.items():
+                metric = family(f"nanochat_{name}", meaning, labels=["model"])
+                for model, figures in stats.items():
+                    metric.add_metric([model], getattr(figures, name))
+                yield metric
 
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
 
 class ApiError(Exception):
     """What a client is told. param: the field of its request that is at fault. headers: of the answer."""
@@ -26,8 +28,7 @@ class ApiError(Exception):
 
     def document(self) -> dict[str, dict[str, str | None]]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        if self.status == 401:
-            kind = "authentication_error"
+        kind = _KINDS.get(self.status, kind)
         return {
             "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
         }
@@ -46,5 +47,6 @@ def bad_value(error: ValueError) -> ApiError:
     return ApiError(400, message, code="invalid_value", param=param)
 
 
-def overloaded(message: str) -> ApiError:
-    return ApiError(503, message, code="overloaded", headers={"Retry-After": "1"})
+def overloaded(message: str, *, code: str = "overloaded") -> ApiError:
+    """Nothing is wrong with the request, and a little later it may be answered."""
+    return ApiError(503, message, code=code, headers={"Retry-After": "1"})

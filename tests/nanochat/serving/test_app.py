@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,99 +10,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
+from standins.served_script import MESSAGES, QUESTION, TEXT, Served, running
 from standins.waiting import wait_for
 
 from nanochat.data.conversations import Conversation, Message
 from nanochat.inference.scheduler import Scheduler
 from nanochat.model.gpt import GPT
-from nanochat.serving.app import Serving, create_app
-from nanochat.serving.protocol import Defaults
+from nanochat.serving.app import ServedModel, Serving
+from nanochat.serving.gate import Limits
 from nanochat.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.timeout(60)
-
-QUESTION = "What is 1+1?"
-SAID = "s<|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>It is 2 é😀"
-TEXT = "sIt is 2 é😀"
-MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
-
-
-class Served:
-    """A server at `url` over a scheduler whose model is gated: it answers while the gate is open."""
-
-    def __init__(self, url: str, scheduler: Scheduler, gate: threading.Event) -> None:
-        self.url = url
-        self.scheduler = scheduler
-        self.gate = gate
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
-
-    def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
-        if path == "/v1/chat/completions":
-            body = {"model": "tiny", "messages": MESSAGES, **body}
-        return httpx.post(f"{self.url}{path}", json=body, timeout=20)
-
-    def error(self, status: int, path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
-        answer = self.post(path, **body)
-        assert answer.status_code == status, answer.text
-        error: dict[str, Any] = answer.json()["error"]
-        return error
-
-
-class Gated(GPT):
-    def __init__(self, model: GPT, gate: threading.Event) -> None:
-        super().__init__(model.config, model.vocab_size)
-        self.wrapped, self.gate = model, gate
-
-    def forward(self, *args: Any, **options: Any) -> Any:
-        assert self.gate.wait(20)
-        return self.wrapped(*args, **options)
-
-
-@pytest.fixture
-def served(
-    byte_tokenizer: Tokenizer, script: Callable[..., GPT], spell: Callable[[str], list[int]]
-) -> Iterator[Callable[..., Served]]:
-    """served(chat=…, api_key=…, max_waiting=…): a server that ends with the test."""
-    prompt = byte_tokenizer.render_prompt(Conversation((Message("user", QUESTION),)))
-    answers = {
-        tuple(prompt): spell(SAID),
-        (byte_tokenizer.bos, *byte_tokenizer.encode("Once")): spell(" upon a time"),
-        (byte_tokenizer.bos,): spell("nothing"),
-    }
-    with contextlib.ExitStack() as stack:
-
-        def start(*, max_waiting: int = 8, max_rows: int = 4, **how: Any) -> Served:
-            gate = threading.Event()
-            gate.set()
-            stack.callback(gate.set)
-            model = Gated(script(answers, context=256), gate)
-            scheduler = stack.enter_context(
-                Scheduler(model, byte_tokenizer, max_rows=max_rows, max_waiting=max_waiting)
-            )
-            defaults = Defaults(max_tokens=200, temperature=0.0, top_k=None)
-            serving = Serving(**{"model": "tiny", "chat": True, "defaults": defaults, **how})
-            url = stack.enter_context(running(scheduler, serving))
-            return Served(url, scheduler, gate)
-
-        yield start
-
-
-@contextlib.contextmanager
-def running(scheduler: Scheduler, serving: Serving) -> Iterator[str]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(scheduler, serving), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        wait_for(lambda: server.started)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def test_openais_client_gets_a_whole_answer(served: Callable[..., Served]) -> None:
@@ -226,13 +142,13 @@ def test_special_tokens_that_a_user_types_stay_text(
 
 
 def test_a_key_is_asked_for_and_health_is_open(served: Callable[..., Served]) -> None:
-    one = served(api_key="secret")
+    one = served(api_keys=("other", "secret"))
     with pytest.raises(openai.AuthenticationError) as refused:
         one.client("wrong").models.list()
     assert refused.value.code == "invalid_api_key"
     assert one.post().headers["WWW-Authenticate"] == "Bearer"
     assert one.client("secret").models.retrieve("tiny").id == "tiny"
-    assert httpx.get(f"{one.url}/health").json() == {"status": "ok", "model": "tiny"}
+    assert httpx.get(f"{one.url}/health").json() == {"status": "ok", "models": ["tiny"]}
     assert httpx.get(f"{one.url}/ping").status_code == 200
 
 
@@ -241,7 +157,7 @@ def test_a_base_model_does_not_chat(served: Callable[..., Served]) -> None:
 
 
 def test_a_body_that_is_too_long_and_a_route_that_is_not_there(served: Callable[..., Served]) -> None:
-    one = served(max_body_bytes=1000)
+    one = served(limits=Limits(body_bytes=1000))
     assert one.error(413, messages=[{"role": "user", "content": "x" * 2000}])["code"] == "body_too_large"
 
     def chunks() -> Iterator[bytes]:
@@ -274,36 +190,6 @@ def test_a_full_queue_says_when_to_come_again_and_what_was_accepted_is_answered(
     assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == [TEXT] * 2
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_its_place(served: Callable[..., Served], stream: bool) -> None:
-    one = served()
-    one.gate.clear()
-    body = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": stream}).encode()
-    address = one.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1]))) as client:
-        lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
-        head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
-        client.sendall(head.encode() + body)
-        wait_for(lambda: one.scheduler.stats().requests == 1)
-        if stream:
-            assert client.recv(100).startswith(b"HTTP/1.1 200")
-    (handle,) = one.scheduler._active
-    wait_for(lambda: handle._cancelled, within_s=5)
-    one.gate.set()
-    wait_for(lambda: one.scheduler.stats().running == 0)
-
-
-def test_an_answer_that_takes_too_long_ends_as_one_that_is_too_long(served: Callable[..., Served]) -> None:
-    one = served(request_s=0.2)
-    one.gate.clear()
-    opening = threading.Timer(1.0, one.gate.set)
-    opening.start()
-    answer = one.post().json()["choices"][0]
-    opening.join()
-    assert answer["finish_reason"] == "length"
-    assert answer["message"]["content"] != TEXT
-
-
 def test_a_model_that_fails_is_an_error_without_a_traceback(
     served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +198,7 @@ def test_a_model_that_fails_is_an_error_without_a_traceback(
     def fail(*args: Any, **options: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(one.scheduler.model.wrapped, "forward", fail)
+    monkeypatch.setattr(one.model.wrapped, "forward", fail)
     whole = one.post()
     assert (whole.status_code, whole.json()["error"]["code"]) == (500, "model_failed")
     streamed = one.post(stream=True).text
@@ -323,10 +209,38 @@ def test_a_model_that_fails_is_an_error_without_a_traceback(
     assert "secret detail" not in whole.text + streamed
 
 
+def test_several_models_answer_each_under_its_name(
+    byte_tokenizer: Tokenizer, script: Callable[..., GPT], spell: Callable[[str], list[int]]
+) -> None:
+    prompt = tuple(byte_tokenizer.render_prompt(Conversation((Message("user", QUESTION),))))
+    with (
+        Scheduler(script({prompt: spell("two")}, context=64), byte_tokenizer) as good,
+        Scheduler(script({prompt: spell("three")}, context=32), byte_tokenizer) as bad,
+        running([ServedModel("good", good, True), ServedModel("bad:base", bad, False)], Serving()) as (
+            url,
+            _,
+        ),
+    ):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+        cards = {model.id: model.model_extra or {} for model in client.models.list()}
+        assert {name: card["context_length"] for name, card in cards.items()} == {"good": 64, "bad:base": 32}
+        assert [card["nanochat"]["chat"] for card in cards.values()] == [True, False]
+        assert client.models.retrieve("bad:base").id == "bad:base"
+        said = client.chat.completions.create(model="good", messages=MESSAGES, temperature=0)
+        assert (said.model, said.choices[0].message.content) == ("good", "two")
+        with pytest.raises(openai.BadRequestError, match="base model"):
+            client.chat.completions.create(model="bad:base", messages=MESSAGES)
+        with pytest.raises(openai.NotFoundError, match="only 'good' and 'bad:base'"):
+            client.chat.completions.create(model="ugly", messages=MESSAGES)
+        figures = httpx.get(f"{url}/metrics").text
+        assert 'nanochat_requests_total{model="good"} 1.0' in figures
+        assert 'nanochat_requests_total{model="bad:base"} 0.0' in figures
+
+
 def test_figures_for_prometheus(served: Callable[..., Served]) -> None:
     one = served()
     one.post()
     figures = httpx.get(f"{one.url}/metrics").text
-    assert "nanochat_requests_total 1.0" in figures
-    assert "nanochat_running 0.0" in figures
+    assert 'nanochat_requests_total{model="tiny"} 1.0' in figures
+    assert 'nanochat_running{model="tiny"} 0.0' in figures
     assert "# HELP nanochat_completion_tokens_total" in figures

@@ -31,10 +31,10 @@ pytestmark = pytest.mark.timeout(120)
 
 @contextlib.contextmanager
 def serving(
-    store: ObjectStore, *options: str, **environment: str
+    store: ObjectStore, *options: str, command: str = "serve", says: str = "quick answers", **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
-        [NANOCHAT, "serve", "--port", "0", *options],
+        [NANOCHAT, command, "--port", "0", *options],
         env={**os.environ, "NANOCHAT_STORE": store.url, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -43,7 +43,7 @@ def serving(
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.fullmatch(r"quick answers at (http://\S+)/v1 \(Ctrl-C ends\)\n", line)
+        found = re.fullmatch(rf"{says} at (http://\S+)/v1 \(Ctrl-C ends\)\n", line)
         assert found, line + process.communicate(timeout=20)[1]
         yield process, found[1]
     finally:
@@ -89,18 +89,32 @@ def test_a_base_model_completes(chat_store: ObjectStore) -> None:
         assert answer.json()["choices"][0]["text"] == " a time there was a model."
 
 
-def test_what_cannot_be_served_is_said(chat_store: ObjectStore) -> None:
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "NANOCHAT_STORE": chat_store.url}
-        return subprocess.run(
-            [NANOCHAT, "serve", *options], env=environment, capture_output=True, text=True, timeout=60
-        )
+def test_two_models_are_compared_at_one_address(chat_store: ObjectStore) -> None:
+    names = ["quick", "quick:base"]
+    with serving(chat_store, *names, command="compare", says="quick and quick:base answer") as (process, url):
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"chat page: {url}/?compare\n"
+        assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == names
+        asked = {"prompt": "Once upon", "temperature": 0, "max_tokens": 40}
+        base = httpx.post(f"{url}/v1/completions", json={**asked, "model": "quick:base"}, timeout=30)
+        assert base.json()["choices"][0]["text"] == " a time there was a model."
+        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, timeout=30)
+        assert answer.json()["choices"][0]["message"]["content"] == "I am NanoChat 😀."
 
-    missing = run("--source", "mid")
+
+def test_what_cannot_be_served_is_said(chat_store: ObjectStore) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "NANOCHAT_STORE": chat_store.url}
+        return subprocess.run([NANOCHAT, *words], env=environment, capture_output=True, text=True, timeout=60)
+
+    missing = run("serve", "--source", "mid")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "no finished midtrain stage" in missing.stderr
+    unknown = run("compare", "quick", "quick:first")
+    assert unknown.stderr == "error: quick:first: a stage is base, mid, sft, not 'first'\n"
+    assert (unknown.returncode, unknown.stdout) == (1, "")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        busy = run("--port", str(taken.getsockname()[1]))
+        busy = run("serve", "--port", str(taken.getsockname()[1]))
     assert busy.returncode == 1
     assert re.match(r"error: .*in use", busy.stderr)
 
