@@ -41,6 +41,17 @@ class Settings(BaseModel):
     members_end_clusters: bool = Field(
         default=False, description="a member's own key may delete its cluster: nobody has told whether it may"
     )
+    worker_quota: int = Field(default=5, ge=0, description="the most that all endpoints' max may be")
+    rollout_step_s: float = Field(default=0.2, ge=0, description="between two replaced workers")
+    ping_interval_s: float = Field(default=2.0, ge=1, description="how often workers are told to ping")
+    worker_silence_s: float = Field(default=20.0, gt=0, description="after that without one a worker is lost")
+    take_poll_s: float = Field(
+        default=20.0, gt=0, description="how long a worker's question for jobs is held"
+    )
+    job_retries: int = Field(default=1, ge=0, description="of a job whose worker was lost")
+    job_ttl_s: float = Field(default=86_400.0, gt=0, description="after that a job is dropped, done or not")
+    result_kept_s: float = Field(default=1_800.0, ge=0, description="of jobs sent to /run")
+    sync_result_kept_s: float = Field(default=60.0, ge=0, description="of jobs sent to /runsync")
     clock_speed: float = Field(default=1.0, gt=0, description="seconds that are billed for a second")
     balance_usd: float | None = Field(default=None, description="None: as much as is needed")
     quota_per_minute: int = Field(default=6_000, ge=1)
