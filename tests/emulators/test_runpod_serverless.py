@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from emulators.runpod.client import Api, Jobs
-from standins.serverless_sdk import sdk_worker
+from standins.serverless_sdk import sdk_image
 from standins.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -64,7 +64,7 @@ def worker(runpod):
 
     def start(handler: str = _ECHO, concurrency: int = 1, **settings: Any) -> Api:
         program = _START.format(handler=handler, concurrency=concurrency)
-        return runpod(image=sdk_worker(program), **settings)
+        return runpod(image=sdk_image("-c", program), **settings)
 
     return start
 
@@ -122,6 +122,7 @@ def test_a_cancelled_job_stops_and_the_worker_takes_the_next(worker):
     assert jobs("POST", f"/cancel/{id}").json()["status"] == "CANCELLED"
     assert jobs.run_sync({"say": "next"})["output"] == ["next"]
     assert jobs.status(id)["status"] == "CANCELLED"
+    assert len(api.emulator.workers()) == 1
 
 
 def test_a_worker_with_concurrency_runs_jobs_side_by_side(worker):

@@ -1,32 +1,24 @@
-"""Where RunPod's own SDK is: it needs another click than dg, so it lives in a folder of its own."""
+"""Images whose containers run RunPod's own SDK."""
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 from emulators.runpod import Image
-from emulators.runpod.settings import REPOSITORY
+from emulators.runpod.settings import REPOSITORY, SDK_ENV, sdk_environment, sdk_folder
 
-SITE_ENV = "NANOCHAT_SERVERLESS_SITE"
-
-
-def sdk_site() -> Path:
-    """Skips the test where the SDK is not installed: `make serverless-sdk` does it."""
-    site = Path(os.environ.get(SITE_ENV) or REPOSITORY / ".venv/serverless")
-    if not (site / "runpod").is_dir():
-        pytest.skip(f"no RunPod SDK in {site} (make serverless-sdk installs it, {SITE_ENV} says where)")
-    return site
+HANDLER = REPOSITORY / "serverless" / "handler.py"
 
 
-def sdk_environment() -> dict[str, str]:
-    """What makes a Python process find the SDK, and this checkout's packages behind it."""
-    packages = [str(sdk_site()), str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(filter(None, packages))}
-
-
-def sdk_worker(program: str) -> Image:
-    """An image whose container runs a Python program that may import the SDK."""
-    return Image(entrypoint=(sys.executable, "-c", program), environment=sdk_environment())
+def sdk_image(*command: str, **environment: str) -> Image:
+    """A container of the image runs Python with these arguments; without any, our own worker. Skips the
+    test where the SDK is not installed."""
+    if not (sdk_folder() / "runpod").is_dir():
+        pytest.skip(
+            f"no RunPod SDK in {sdk_folder()} (make serverless-sdk installs it, {SDK_ENV} says where)"
+        )
+    return Image(
+        entrypoint=(sys.executable, *(command or (str(HANDLER),))),
+        environment={**sdk_environment(), **environment},
+    )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SPEC_ENV = "NANOCHAT_RUNPOD_SPEC"
+SDK_ENV = "NANOCHAT_SERVERLESS_SITE"
 
 
 class Image(BaseModel):
@@ -57,6 +58,17 @@ class Settings(BaseModel):
     quota_per_minute: int = Field(default=6_000, ge=1)
     quota_per_hour: int = Field(default=300_000, ge=1)
     quota_per_day: int = Field(default=5_000_000, ge=1)
+
+
+def sdk_folder() -> Path:
+    """Where RunPod's SDK is, or would be: it asks for another click than dg, so it has its own folder."""
+    return Path(os.environ.get(SDK_ENV) or REPOSITORY / ".venv/serverless")
+
+
+def sdk_environment() -> dict[str, str]:
+    """What makes a Python process find the SDK, and this checkout's packages behind it."""
+    packages = [str(sdk_folder()), str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, packages))}
 
 
 def find_spec() -> Path | None:

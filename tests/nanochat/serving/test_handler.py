@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import openai
 import pytest
-from emulators.runpod import Emulator, Image, Settings, find_spec, serve
+from emulators.runpod import Emulator, Settings, find_spec, serve
 from emulators.runpod.client import Api, Jobs
-from standins.serverless_sdk import sdk_environment
+from standins.serverless_sdk import HANDLER, sdk_image
 from standins.trained_model import bake
 from standins.waiting import wait_for
 
@@ -24,17 +23,9 @@ from nanochat.store.receipts import current_receipt
 
 pytestmark = pytest.mark.timeout(180)
 
-ROOT = Path(__file__).parents[3]
-HANDLER = ROOT / "serverless" / "handler.py"
 QUESTION, SAID = "What is your name?", "I am NanoChat 😀."
 MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
 COLD_START_S = 60.0
-
-
-def image(*arguments: str) -> Image:
-    """The worker's own code, from this checkout. `arguments` go before the handler's path."""
-    environment = {**sdk_environment(), "OMP_NUM_THREADS": "1"}
-    return Image(entrypoint=(sys.executable, *arguments, str(HANDLER)), environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +37,7 @@ def deployed(
         pytest.skip("no OpenAPI file of RunPod (set NANOCHAT_RUNPOD_SPEC)")
     folder = tmp_path_factory.mktemp("handler")
     bake(module_chat_store, folder / "checkpoint")
-    with serve(state_dir=folder / "runpod", images={"*": image()}) as emulator:
+    with serve(state_dir=folder / "runpod", images={"*": sdk_image(OMP_NUM_THREADS="1")}) as emulator:
         endpoint = Api(emulator).create_endpoint(
             env={"NANOCHAT_CHECKPOINT": str(folder / "checkpoint"), "NANOCHAT_MAX_ROWS": "4"},
             workers={"min": 1, "idleTimeout": 600},
@@ -55,8 +46,7 @@ def deployed(
         answer = jobs.run_sync({"question": QUESTION, "temperature": 0})
         assert answer["status"] == "COMPLETED", answer
         yield emulator, jobs
-        (worker,) = emulator.workers()
-        said = "\n".join(emulator.logs(worker.id))
+        said = "\n".join(line for worker in emulator.workers() for line in emulator.logs(worker.id))
         assert QUESTION not in said
         assert "NanoChat 😀" not in said
         assert "Traceback" not in said
@@ -169,10 +159,7 @@ def slow(module_chat_store: ObjectStore, tmp_path: Path) -> Iterator[Callable[..
             script.write_text(
                 f"{program}\nimport runpy\nrunpy.run_path({str(HANDLER)!r}, run_name='__main__')"
             )
-            worker = Image(
-                entrypoint=(sys.executable, str(script)),
-                environment={**sdk_environment(), "OMP_NUM_THREADS": "1"},
-            )
+            worker = sdk_image(str(script), OMP_NUM_THREADS="1")
             emulator = stack.enter_context(
                 serve(state_dir=tmp_path / "runpod", images={"*": worker}, settings=Settings(**settings))
             )
@@ -246,7 +233,7 @@ def test_weights_are_pulled_from_the_store_by_their_receipt_and_http_is_served(
         pytest.skip("no OpenAPI file of RunPod (set NANOCHAT_RUNPOD_SPEC)")
     receipt = current_receipt(module_chat_store, "quick", "sft")
     assert receipt is not None
-    with serve(state_dir=tmp_path / "runpod", images={"*": image()}) as emulator:
+    with serve(state_dir=tmp_path / "runpod", images={"*": sdk_image(OMP_NUM_THREADS="1")}) as emulator:
         endpoint = Api(emulator).create_endpoint(
             type="LOAD_BALANCER",
             scaling={"type": "REQUEST_COUNT", "requestCount": 4},

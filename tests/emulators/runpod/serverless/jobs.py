@@ -16,6 +16,18 @@ from emulators.runpod.settings import Settings
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
 
+_TOLD_TIMES, _TOLD_EVERY_S = 8, 0.25
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Order:
+    """To stop a job: when it is told next, and how often still."""
+
+    job: str
+    at: float = 0.0
+    left: int = _TOLD_TIMES
+
+
 @dataclasses.dataclass(kw_only=True)
 class Job:
     """Moments are of the monotonic clock. chunks: what was streamed and not read yet."""
@@ -63,7 +75,7 @@ class Jobs:
         self._settings = settings
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
-        self._to_stop: dict[str, list[str]] = {}
+        self._to_stop: dict[str, list[_Order]] = {}
         self._counts = dict.fromkeys(("completed", "failed", "retried"), 0)
         self._lock = threading.RLock()
 
@@ -159,8 +171,15 @@ class Jobs:
                 self._end(job, "COMPLETED")
 
     def to_stop(self, worker: str) -> list[str]:
+        """Told some times over: the SDK drops the order to stop a job that it has taken and not begun."""
+        now = time.monotonic()
         with self._lock:
-            return self._to_stop.pop(worker, [])
+            orders = [order for order in self._to_stop.get(worker, []) if order.left]
+            due = [order for order in orders if order.at <= now]
+            for order in due:
+                order.at, order.left = now + _TOLD_EVERY_S, order.left - 1
+            self._to_stop[worker] = orders
+            return [order.job for order in due]
 
     def lost(self, worker: str) -> None:
         """The worker is gone: its jobs go back to the front of the queue, and fail at the second time."""
@@ -228,7 +247,7 @@ class Jobs:
         """Whether it waits or runs."""
         if job.status == "IN_PROGRESS":
             assert job.worker is not None
-            self._to_stop.setdefault(job.worker, []).append(job.id)
+            self._to_stop.setdefault(job.worker, []).append(_Order(job=job.id))
         else:
             self._queue.remove(job)
         self._end(job, status)
