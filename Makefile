@@ -35,7 +35,8 @@ $(shell rm -rf .venv)
 endif
 endif
 
-.PHONY: help setup environment quickstart test test-image histories load fuzz sanitize emulator check format images lock graph clean
+.PHONY: help setup environment quickstart test test-image test-serverless-image serverless-sdk histories load fuzz \
+  sanitize emulator check format images lock graph clean
 
 help:
 	@echo "make quickstart   set up, train the quick model through the whole graph, ask it its name"
@@ -46,6 +47,7 @@ help:
 	@echo "make sanitize     run the Rust crate's tests under the address sanitizer"
 	@echo "make emulator     set up, serve an emulated RunPod with an S3 server beside it"
 	@echo "make test-image   build the training image, push it to a registry on loopback, train in it"
+	@echo "make test-serverless-image  the same for the image of serverless workers, which answers a prompt"
 	@echo "make check        set up, check format, style, types, package arrows, Dockerfiles and the Rust crate"
 	@echo "make setup        .tools (uv), .venv (Python packages, Rust build), .env"
 	@echo "make format       format Python and Rust"
@@ -93,6 +95,16 @@ RUST_SOURCES := $(shell find rustbpe \( -name target -o -name __pycache__ \) -pr
 	$(INSTALL) --no-deps --reinstall-package dagster-nanochat --editable .
 	@touch $@
 
+# RunPod's SDK asks for a newer click than dg bears: what the tests of serverless workers import lies in a
+# folder of its own, before the environment's packages. (It has no torch: that is the environment's.)
+serverless-sdk: .venv/serverless/made
+
+.venv/serverless/made: requirements-serverless.lock | .venv/packages-$(TORCH)
+	@rm -rf .venv/serverless
+	@awk '/^[a-z]/ { keep = !/^(torch|triton|nvidia-|cuda-)/ } keep' $< > .venv/serverless.lock
+	$(UV) pip install --python $(BIN)/python --target .venv/serverless --no-deps --require-hashes -r .venv/serverless.lock
+	@touch $@
+
 # `.env` is git-ignored and yours: lines of your own stay. Dagster refuses a relative DAGSTER_HOME, so
 # the line that the set-up wrote is put right where the checkout has moved. A DAGSTER_MODULE_NAME in it
 # keeps `dg dev` from ever answering (1.13.27: its web server takes it for a second workspace), so none stays.
@@ -113,7 +125,7 @@ environment:
 quickstart: setup
 	@$(BIN)/nanochat quickstart
 
-test: setup
+test: setup serverless-sdk
 	@if command -v cargo > /dev/null; then cargo test --quiet --manifest-path rustbpe/Cargo.toml; \
 	else echo "Rust is not installed: the crate's own tests are skipped"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
@@ -124,6 +136,9 @@ emulator: setup
 # Not among the others: it writes some 20 GB, all of it temporary, for minutes.
 test-image: setup
 	TEST_IMAGE=1 $(BIN)/python -m pytest -rP tests/nanochat/training/test_training_image.py
+
+test-serverless-image: setup serverless-sdk
+	TEST_IMAGE=1 $(BIN)/python -m pytest -rP tests/nanochat/serving/test_serverless_image.py
 
 histories: export HISTORIES ?= 300
 histories: setup
@@ -169,6 +184,7 @@ check-arrows:
 
 check-shell:
 	bash -n .ci/run
+	$(BIN)/shellcheck build_and_push_serverless.sh
 
 check-images:
 	$(BIN)/hadolint $(wildcard Dockerfile*)
@@ -191,8 +207,9 @@ BUILDER ?= $(shell if docker buildx version > /dev/null 2>&1; then echo docker; 
   elif command -v podman > /dev/null; then echo podman; elif command -v buildah > /dev/null; then echo buildah; fi)
 # The commit, with + where files differ from it.
 REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+ 2> /dev/null || echo unknown)
+DOCKERFILE ?= Dockerfile.training
 # The platform of the rented machines, whatever this one is.
-IMAGE_FLAGS = --file Dockerfile.training --platform linux/amd64 --tag "$(IMAGE)" \
+IMAGE_FLAGS = --file $(DOCKERFILE) --platform linux/amd64 --tag "$(IMAGE)" \
   --label org.opencontainers.image.revision=$(REVISION) $(if $(BASE_IMAGE),--build-arg "BASE_IMAGE=$(BASE_IMAGE)") $(BUILD_FLAGS)
 
 # With PUSH=1 the last line printed is the reference by digest.
@@ -217,6 +234,8 @@ lock: .tools/made
 	$(COMPILE) --python-version 3.11 --extra dev --no-emit-package rustbpe $(UPGRADE) --output-file requirements.lock pyproject.toml
 	@sed -i.old -e '/^$$/,$$d' requirements.lock && rm requirements.lock.old
 	$(COMPILE) --python-version 3.11 --group training --constraints requirements.lock --output-file requirements-training.lock
+	@mkdir -p .venv && grep -o '^torch==[^ ]*' requirements.lock > .venv/torch.txt
+	$(COMPILE) --python-version 3.11 --group serverless --constraints .venv/torch.txt $(UPGRADE) --output-file requirements-serverless.lock
 
 graph: setup
 	$(BIN)/python docs/draw_graph.py

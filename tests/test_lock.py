@@ -66,13 +66,20 @@ def project() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-@pytest.fixture(scope="module", params=["requirements.lock", "requirements-training.lock", "tools.lock"])
+GROUPS = {
+    "tools.lock": "tools",
+    "requirements-training.lock": "training",
+    "requirements-serverless.lock": "serverless",
+}
+
+
+@pytest.fixture(scope="module", params=["requirements.lock", *GROUPS])
 def lock_path(request: pytest.FixtureRequest) -> Path:
     return ROOT / str(request.param)
 
 
 def requirements_of(project: Mapping[str, Any], lock: str) -> list[Requirement]:
-    group = {"tools.lock": "tools", "requirements-training.lock": "training"}.get(lock)
+    group = GROUPS.get(lock)
     if group:
         texts = project["dependency-groups"][group]
     else:
@@ -202,6 +209,14 @@ def test_the_training_image_gets_what_nanochat_imports_at_the_versions_that_are_
     assert {canonicalize_name(name) for name in project["dependency-groups"]["training"]} == imported - OWN
     everything = {(pin.name, pin.version) for pin in read_lock(ROOT / "requirements.lock")}
     assert {(pin.name, pin.version) for pin in read_lock(ROOT / "requirements-training.lock")} <= everything
+
+
+def test_the_serverless_image_has_the_torch_that_is_tested() -> None:
+    versions = [
+        {pin.version for pin in read_lock(ROOT / lock) if pin.name == "torch"}
+        for lock in ("requirements.lock", "requirements-serverless.lock")
+    ]
+    assert versions[0] == versions[1]
 
 
 def imported_modules(folder: Path, *, without: Set[str] = frozenset()) -> dict[str, Path]:

@@ -20,9 +20,12 @@ def runpod(tmp_path: Path) -> Iterator[Callable[..., Api]]:
     stack = contextlib.ExitStack()
     opened: list[Api] = []
 
-    def start(program: str | None = None, network: Any = None, **settings: Any) -> Api:
+    def start(
+        program: str | None = None, network: Any = None, image: Image | None = None, **settings: Any
+    ) -> Api:
+        asleep = Image(entrypoint=("sleep", "600"))
         running = serve(
-            images={"*": python(program) if program else Image(entrypoint=("sleep", "600"))},
+            images={"*": image or (python(program) if program else asleep)},
             state_dir=tmp_path / f"runpod-{len(opened)}",
             settings=Settings(**{"pull_s": 0.02, "restart_delay_s": 0.05, **settings}),
             network=network,
@@ -35,3 +38,4 @@ def runpod(tmp_path: Path) -> Iterator[Callable[..., Api]]:
     for api in opened:
         assert api.emulator.violations == []
         assert [pod for pod in api.emulator.pods() if pod.living_process_ids] == []
+        assert [worker for worker in api.emulator.workers() if worker.living_process_ids] == []

@@ -73,7 +73,8 @@ def test_the_catalog_tells_prices_and_stock(runpod):
     api.emulator.catalog.set_price(GPU, secure=1.23)
     api.emulator.catalog.stock[GPU, "US-KS-2", "SECURE"] = 0
     plain = api("GET", f"/catalog/gpus/{GPU}").json()
-    assert (plain["price"], plain["community"]) == ({"secure": 1.23, "community": 0.0}, False)
+    assert plain["price"] == {"secure": 1.23, "community": 0.0, "serverless": 1.91}
+    assert plain["community"] is False
     assert "availability" not in plain
     assert api("GET", "/catalog/gpus", params={"include": "AVAILABILITY"}).status_code == 400
     query = {"include": "AVAILABILITY", "product": "POD"}
@@ -180,8 +181,8 @@ def test_without_the_openapi_file_everything_works_but_nothing_is_validated(tmp_
 
 def test_the_contract_is_read_from_the_file_with_a_short_list_of_additions(tmp_path: Path):
     spec = {"paths": {}, "components": {"schemas": {}}}
-    for name in ("ListPodsResponse", "ListClustersResponse", "ListRegistriesResponse"):
-        spec["components"]["schemas"][name] = {"type": "object", "properties": {}}
+    for listed in ("Pods", "Clusters", "Registries", "Endpoints"):
+        spec["components"]["schemas"][f"List{listed}Response"] = {"type": "object", "properties": {}}
     spec["components"]["schemas"]["CreateGpuConfig"] = {"allOf": []}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     contract = Contract(tmp_path / "spec.json")

@@ -63,11 +63,12 @@ def test_it_prints_what_to_export_serves_and_leaves_nothing_behind(tmp_path: Pat
             assert list(exports) == _NAMES
             told = iter(process.stderr.readline, "")
             control = next(line for line in told if line.startswith("Control")).split()[1]
-            image = next(line for line in told if line.startswith("export NANOCHAT_TRAINING_IMAGE="))
-            host, _, name = image.strip().partition("=")[2].partition("/")
-            assert httpx.get(
-                f"http://{host}/v2/{name.replace(':', '/manifests/')}", trust_env=False
-            ).is_success
+            for variable in ("NANOCHAT_TRAINING_IMAGE", "NANOCHAT_SERVERLESS_IMAGE"):
+                image = next(line for line in told if line.startswith(f"export {variable}="))
+                host, _, name = image.strip().partition("=")[2].partition("/")
+                assert httpx.get(
+                    f"http://{host}/v2/{name.replace(':', '/manifests/')}", trust_env=False
+                ).is_success
             bucket = boto3.client(
                 "s3",
                 endpoint_url=exports["AWS_ENDPOINT_URL"],

@@ -80,3 +80,13 @@ def chat_store(tmp_path: Path, trained_model: GPT, byte_tokenizer: Tokenizer) ->
     from standins.trained_model import fill_store
 
     return fill_store(tmp_path, trained_model, byte_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def module_chat_store(
+    tmp_path_factory: pytest.TempPathFactory, trained_model: GPT, byte_tokenizer: Tokenizer
+) -> ObjectStore:
+    """The same for all tests of a module, which only read it."""
+    from standins.trained_model import fill_store
+
+    return fill_store(tmp_path_factory.mktemp("chat"), trained_model, byte_tokenizer)

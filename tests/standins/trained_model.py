@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nanochat.model.gpt import GPT
 from nanochat.recipes import Model
 from nanochat.store import ObjectStore, open_store
 from nanochat.store.digests import digest_bytes, digest_file
-from nanochat.store.receipts import FileRef, InputRef, Receipt, point, write_receipt
+from nanochat.store.receipts import FileRef, InputRef, Receipt, current_receipt, point, write_receipt
 from nanochat.tokenizer import Tokenizer
 from nanochat.training.checkpoint import MODEL_CARD, MODEL_WEIGHTS, ModelCard
 
@@ -106,3 +107,25 @@ def fill_store(folder: Path, trained_model: GPT, tokenizer: Tokenizer) -> Object
     for stage in ("base", "sft"):
         put_receipt(store, "quick", stage, [folder / MODEL_WEIGHTS, folder / MODEL_CARD], inputs)
     return store
+
+
+def bake(store: ObjectStore, folder: Path) -> None:
+    """`checkpoint/quick/` of a filled store."""
+    receipt = current_receipt(store, "quick", "sft")
+    tokenizer = current_receipt(store, "quick", "tokenizer")
+    assert receipt is not None
+    assert tokenizer is not None
+    files = (receipt.output(MODEL_WEIGHTS), receipt.output(MODEL_CARD), tokenizer.output("tokenizer.json"))
+    folder.mkdir(parents=True)
+    for file in files:
+        store.fetch(file.key, folder / file.name)
+    document = {
+        "schema": "nanochat.checkpoint",
+        "version": 1,
+        "model": "quick",
+        "stage": "sft",
+        "fingerprint": receipt.fingerprint,
+        "receipt_sha256": receipt.digest(),
+        "files": {file.name: {"bytes": file.size_bytes, "sha256": file.sha256} for file in files},
+    }
+    (folder / "checkpoint.json").write_text(json.dumps(document), encoding="utf-8")

@@ -27,6 +27,8 @@ Source = Literal["base", "mid", "sft"]
 
 STAGE_OF: dict[Source, str] = {"base": "base", "mid": "midtrain", "sft": "sft"}
 
+TOKENIZER = "tokenizer.json"
+
 # Older turns are forgotten so that at least this part of the context is left for an answer.
 _ANSWER_SHARE = 0.25
 
@@ -110,30 +112,31 @@ def load_chat(
 def load_engine(
     store: ObjectStore, model: str, source: Source = "sft", device: str = "auto", *, as_trained: bool = False
 ) -> Engine:
-    """The engine over a model's current `source` stage; `auto` is an NVIDIA GPU where there is one, else
-    the CPU (an Apple GPU only where `mps` is asked for).
+    """The engine over a model's current `source` stage (see `open_engine`).
 
-    Weights are bfloat16 where that is faster: on an NVIDIA GPU, and on a CPU that multiplies it natively
-    (one with AVX2 alone takes longer than with fp32); else fp32. They are laid out for inference. as_trained:
-    fp32, as the checkpoint has them. Raises ChatError where that stage is not built, CheckpointError where a
-    file is not what its receipt says.
+    Raises ChatError where that stage is not built, CheckpointError where a file is not what its receipt
+    says.
     """
+    return receipt_engine(store, built_receipt(store, model, source), device, as_trained=as_trained)
+
+
+def built_receipt(store: ObjectStore, model: str, source: Source) -> Receipt:
+    """The current one of a model's stage. Raises ChatError where that is not built."""
     receipt = current_receipt(store, model, STAGE_OF[source])
     if receipt is None:
         raise ChatError(_why_missing(store, model, source))
+    return receipt
+
+
+def receipt_engine(
+    store: ObjectStore, receipt: Receipt, device: str = "auto", *, as_trained: bool = False
+) -> Engine:
+    """The engine over what a stage's receipt names, and the tokenizer of its lineage. Raises as
+    `load_engine`."""
     tokenizer_file = _tokenizer_of(store, receipt)
     # Only now that there is something to load: torch takes a second.
-    import torch
+    from nanochat.training.checkpoint import MODEL_FILES, load_card, verify_file
 
-    from nanochat.inference.engine import Engine
-    from nanochat.inference.prefixes import PREFIX_CACHE_BYTES
-    from nanochat.tokenizer import Tokenizer
-    from nanochat.training.checkpoint import MODEL_FILES, load_card, load_model, verify_file
-    from nanochat.training.runtime import cpu_has_fast_bf16
-
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    fast_bf16 = chosen.startswith("cuda") or (chosen == "cpu" and cpu_has_fast_bf16())
-    dtype = torch.bfloat16 if fast_bf16 and not as_trained else torch.float32
     with tempfile.TemporaryDirectory(prefix="nanochat-chat-") as temporary:
         folder = Path(temporary)
         for file in (*(receipt.output(name) for name in MODEL_FILES), tokenizer_file):
@@ -142,14 +145,36 @@ def load_engine(
             verify_file(place, file, store.url)
         if load_card(folder).tokenizer_sha256 != tokenizer_file.sha256:
             raise ChatError(
-                f"model {model!r} ({source}) was trained with another tokenizer than {tokenizer_file.key}; "
-                "rebuild its stage with --force"
+                f"stage {receipt.stage} ({receipt.fingerprint[:12]}) was trained with another tokenizer than "
+                f"{tokenizer_file.key}; rebuild it with --force"
             )
-        tokenizer = Tokenizer.load(folder / tokenizer_file.name)
-        loaded = load_model(folder, device=chosen, dtype=dtype)
-        if not as_trained:
-            loaded.fuse()
-        return Engine(loaded, tokenizer, prefix_cache_bytes=PREFIX_CACHE_BYTES)
+        return open_engine(folder, device, as_trained=as_trained)
+
+
+def open_engine(folder: Path, device: str = "auto", *, as_trained: bool = False) -> Engine:
+    """The engine over a folder with weights, model card and tokenizer; `auto` is an NVIDIA GPU where there
+    is one, else the CPU (an Apple GPU only where `mps` is asked for).
+
+    Weights are bfloat16 where that is faster: on an NVIDIA GPU, and on a CPU that multiplies it natively
+    (one with AVX2 alone takes longer than with fp32); else fp32. They are laid out for inference. as_trained:
+    fp32, as the checkpoint has them. Raises CheckpointError naming the file.
+    """
+    import torch
+
+    from nanochat.inference.engine import Engine
+    from nanochat.inference.prefixes import PREFIX_CACHE_BYTES
+    from nanochat.tokenizer import Tokenizer
+    from nanochat.training.checkpoint import load_model
+    from nanochat.training.runtime import cpu_has_fast_bf16
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    fast_bf16 = chosen.startswith("cuda") or (chosen == "cpu" and cpu_has_fast_bf16())
+    dtype = torch.bfloat16 if fast_bf16 and not as_trained else torch.float32
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    loaded = load_model(folder, device=chosen, dtype=dtype)
+    if not as_trained:
+        loaded.fuse()
+    return Engine(loaded, tokenizer, prefix_cache_bytes=PREFIX_CACHE_BYTES)
 
 
 def _why_missing(store: ObjectStore, model: str, source: Source) -> str:
@@ -176,7 +201,7 @@ def _tokenizer_of(store: ObjectStore, receipt: Receipt) -> FileRef:
         if used.stage == "tokenizer":
             made = read_receipt(store, "tokenizer", used.fingerprint)
             if made is not None:
-                return made.output("tokenizer.json")
+                return made.output(TOKENIZER)
     raise ChatError(
         f"the tokenizer that stage {receipt.stage} ({receipt.fingerprint[:12]}) was trained with has no "
         f"receipt in {store.url}; materialize tokenizer_training for this model again"

@@ -2,9 +2,10 @@
 
 Standard output has the lines to copy into another shell; there, `NANOCHAT_LAUNCHER=runpod make quickstart`
 trains on "pods" that are processes of this machine, for dollars that nobody pays. The store's credentials
-are kept as secrets already, and the training image is in the emulator's registry. Where the machine has no
+are kept as secrets already, and the images of training and of serverless workers are in the emulator's
+registry; both run this checkout's own code (workers need `make serverless-sdk`). Where the machine has no
 GPU, a program that says it has some stands in for nvidia-smi, and the processor trains. Standard error tells
-the image's name, and the control port's address, where things can go wrong on request while it serves. With
+the images' names, and the control port's address, where things can go wrong on request while it serves. With
 CONTROL as that address:
 
     curl $CONTROL/faults -d '{"kind": "no_capacity", "gpu": "H100", "times": null}'
@@ -31,10 +32,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from emulators.runpod.emulator import serve
-from emulators.runpod.settings import SPEC_ENV, Image, Settings, find_spec
+from emulators.runpod.settings import REPOSITORY, SPEC_ENV, Image, Settings, find_spec, sdk_environment
 from standins import nvidia_smi, s3, s3_faults
 
-IMAGE = "nanochat-training"
+TRAINING, SERVERLESS = "nanochat-training", "nanochat-serverless"
 
 
 def main() -> int:
@@ -68,7 +69,7 @@ def main() -> int:
         emulator = stack.enter_context(
             serve(
                 state_dir=state / "runpod",
-                images={"*": training_image(state / "bin")},
+                images={f"*/{SERVERLESS}*": serverless_image(), "*": training_image(state / "bin")},
                 settings=Settings(mode=options.mode, clock_speed=options.clock_speed),
                 network=proxy,
                 port=options.port,
@@ -79,9 +80,13 @@ def main() -> int:
         )
         emulator.set_secret("AWS_ACCESS_KEY_ID", s3.ACCESS_KEY)
         emulator.set_secret("AWS_SECRET_ACCESS_KEY", s3.SECRET_KEY)
-        emulator.registry.publish(IMAGE, "latest")
-        image = f"{urlsplit(emulator.registry_url).netloc}/{IMAGE}:latest"
-        print(f"export NANOCHAT_TRAINING_IMAGE={image}", file=sys.stderr, flush=True)
+        for name, variable in (
+            (TRAINING, "NANOCHAT_TRAINING_IMAGE"),
+            (SERVERLESS, "NANOCHAT_SERVERLESS_IMAGE"),
+        ):
+            emulator.registry.publish(name, "latest")
+            image = f"{urlsplit(emulator.registry_url).netloc}/{name}:latest"
+            print(f"export {variable}={image}", file=sys.stderr, flush=True)
         exports = {
             "RUNPOD_API_URL": emulator.url,
             "RUNPOD_API_KEY": emulator.api_key,
@@ -102,6 +107,14 @@ def training_image(programs: Path) -> Image:
     if shutil.which("nvidia-smi") is None:
         path.insert(0, str(nvidia_smi.write(programs, count=8, name="NVIDIA H100 80GB HBM3", memory_gib=80)))
     return Image(environment={"PATH": os.pathsep.join(path)})
+
+
+def serverless_image() -> Image:
+    """This checkout's own worker, without weights: it pulls them from the store."""
+    return Image(
+        entrypoint=(sys.executable, str(REPOSITORY / "serverless" / "handler.py")),
+        environment=sdk_environment(),
+    )
 
 
 if __name__ == "__main__":

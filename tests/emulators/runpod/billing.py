@@ -1,19 +1,20 @@
-"""What pods and clusters have cost, as the billing routes tell it."""
+"""What pods, clusters and endpoints have cost, as the billing routes tell it."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emulators.runpod.logs import timestamp
 from emulators.runpod.pods import Pod
+from emulators.runpod.serverless.endpoints import Endpoint
 
 
 def pod_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, Any]:
     """Members of a cluster are billed with it."""
-    alone = [[pod] for pod in pods if pod.membership is None]
-    return _bill("pod", {pods[0].id: pods for pods in alone}, query)
+    return _bill("pod", {pod.id: _Rented.of("pod", [pod]) for pod in pods if pod.membership is None}, query)
 
 
 def cluster_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, Any]:
@@ -21,31 +22,50 @@ def cluster_billing(pods: Iterable[Pod], query: Mapping[str, str]) -> dict[str, 
     for pod in pods:
         if pod.membership is not None:
             clusters.setdefault(pod.membership.cluster, []).append(pod)
-    return _bill("cluster", clusters, query)
+    return _bill("cluster", {id: _Rented.of("cluster", pods) for id, pods in clusters.items()}, query)
 
 
-def _bill(kind: str, rented: Mapping[str, Sequence[Pod]], query: Mapping[str, str]) -> dict[str, Any]:
-    """All of a pod's or cluster's cost stands in one bucket, the one that it was created in: the emulator's
-    clock may run faster than the calendar."""
+def serverless_billing(endpoints: Iterable[Endpoint], query: Mapping[str, str]) -> dict[str, Any]:
+    rented = {}
+    for endpoint in endpoints:
+        on_gpu, on_cpu = endpoint.charged_usd()
+        rented[endpoint.id] = _Rented(endpoint.created_at, _amounts("serverless", on_gpu, on_cpu))
+    return _bill("serverless", rented, query)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rented:
+    created_at: datetime.datetime
+    amounts: dict[str, float]
+
+    @classmethod
+    def of(cls, kind: str, pods: Sequence[Pod]) -> _Rented:
+        on_gpu = sum(pod.hours() * pod.placement.price_usd_per_h for pod in pods if pod.placement.gpu)
+        on_cpu = sum(pod.hours() * pod.placement.price_usd_per_h for pod in pods if not pod.placement.gpu)
+        return cls(pods[0].created_at, _amounts(kind, on_gpu, on_cpu))
+
+
+def _bill(kind: str, rented: Mapping[str, _Rented], query: Mapping[str, str]) -> dict[str, Any]:
+    """All that one thing cost stands in one bucket, the one that it was created in: the emulator's clock
+    may run faster than the calendar."""
     size = query.get("bucketSize", "day")
     now = datetime.datetime.now(datetime.UTC)
     start = _bucket(_moment(query.get("startTime"), now - datetime.timedelta(days=30)), size)[0]
     end = _bucket(_moment(query.get("endTime"), now), size)[1]
     wanted = query.get(f"{kind}Id")
     records: list[dict[str, Any]] = []
-    for id, pods in rented.items():
-        created_at = pods[0].created_at
-        if wanted in (None, id) and start <= created_at < end:
-            first, after = _bucket(created_at, size)
+    for id, one in rented.items():
+        if wanted in (None, id) and start <= one.created_at < end:
+            first, after = _bucket(one.created_at, size)
             records.append(
                 {
                     "startTime": timestamp(first),
                     "endTime": timestamp(after),
                     f"{kind}Id": id,
-                    **_amounts(kind, pods),
+                    **one.amounts,
                 }
             )
-    totals = {name: sum(record[name] for record in records) for name in _amounts(kind, ())}
+    totals = {name: sum(record[name] for record in records) for name in _amounts(kind, 0, 0)}
     return {
         "records": records,
         "metadata": {
@@ -62,12 +82,13 @@ def _bill(kind: str, rented: Mapping[str, Sequence[Pod]], query: Mapping[str, st
     }
 
 
-def _amounts(kind: str, pods: Sequence[Pod]) -> dict[str, float]:
+def _amounts(kind: str, on_gpu: float, on_cpu: float) -> dict[str, float]:
     """USD; disks and the network between pods are free here."""
-    on_gpu = sum(pod.hours() * pod.placement.price_usd_per_h for pod in pods if pod.placement.gpu)
-    on_cpu = sum(pod.hours() * pod.placement.price_usd_per_h for pod in pods if not pod.placement.gpu)
-    other = {"cpuAmount": on_cpu} if kind == "pod" else {"networkingAmount": 0.0}
-    return {"totalAmount": on_gpu + on_cpu, "gpuAmount": on_gpu, **other, "diskAmount": 0.0}
+    amounts = {"totalAmount": on_gpu + on_cpu, "gpuAmount": on_gpu, "diskAmount": 0.0}
+    if kind == "cluster":
+        return {**amounts, "networkingAmount": 0.0}
+    fee = {"feeAmount": 0.0} if kind == "serverless" else {}
+    return {**amounts, "cpuAmount": on_cpu, **fee}
 
 
 def _moment(text: str | None, otherwise: datetime.datetime) -> datetime.datetime:

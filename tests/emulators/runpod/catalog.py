@@ -15,7 +15,7 @@ DATA_CENTERS = {"US-KS-2": "US-KS-2", "EU-RO-1": "EU-RO-1", "CA-MTL-1": "CA-MTL-
 
 @dataclasses.dataclass(kw_only=True)
 class Gpu:
-    """price: USD per GPU and hour; None where that cloud does not have the type."""
+    """secure, community, serverless: USD per GPU and hour; None where that does not have the type."""
 
     id: str
     name: str
@@ -23,6 +23,7 @@ class Gpu:
     secure: float | None
     community: float | None = None
     pool: str | None = None
+    serverless: float | None = None
     max_count: int = 8
     cuda_versions: tuple[str, ...] = CUDA_VERSIONS
 
@@ -30,24 +31,32 @@ class Gpu:
         return self.secure if cloud == "SECURE" else self.community
 
 
-# Type, name, GB of memory, price in the secure and in the community cloud, serverless pool.
+# Type, name, GB of memory, price in the secure and in the community cloud, serverless pool and price.
 _GPUS = (
-    ("NVIDIA H100 80GB HBM3", "H100 SXM", 80, 3.99, 2.69, "ADA_80_PRO"),
-    ("NVIDIA H100 PCIe", "H100 PCIe", 80, 2.89, 1.99, "ADA_80_PRO"),
-    ("NVIDIA H100 NVL", "H100 NVL", 94, 3.19, None, "ADA_80_PRO"),
-    ("NVIDIA H200", "H200 SXM", 141, 4.59, None, "HOPPER_141"),
-    ("NVIDIA B200", "B200", 180, 6.79, None, "BLACKWELL_180"),
-    ("NVIDIA A100-SXM4-80GB", "A100 SXM", 80, 1.79, 1.39, "AMPERE_80"),
-    ("NVIDIA A100 80GB PCIe", "A100 PCIe", 80, 1.79, 1.39, "AMPERE_80"),
-    ("NVIDIA L40S", "L40S", 48, 0.99, 0.79, "ADA_48_PRO"),
-    ("NVIDIA GeForce RTX 4090", "RTX 4090", 24, 0.69, 0.44, "ADA_24"),
+    ("NVIDIA H100 80GB HBM3", "H100 SXM", 80, 3.99, 2.69, "ADA_80_PRO", 4.18),
+    ("NVIDIA H100 PCIe", "H100 PCIe", 80, 2.89, 1.99, "ADA_80_PRO", 4.18),
+    ("NVIDIA H100 NVL", "H100 NVL", 94, 3.19, None, "ADA_80_PRO", 4.18),
+    ("NVIDIA H200", "H200 SXM", 141, 4.59, None, "HOPPER_141", 5.58),
+    ("NVIDIA B200", "B200", 180, 6.79, None, "BLACKWELL_180", 8.64),
+    ("NVIDIA A100-SXM4-80GB", "A100 SXM", 80, 1.79, 1.39, "AMPERE_80", 2.74),
+    ("NVIDIA A100 80GB PCIe", "A100 PCIe", 80, 1.79, 1.39, "AMPERE_80", 2.74),
+    ("NVIDIA L40S", "L40S", 48, 0.99, 0.79, "ADA_48_PRO", 1.91),
+    ("NVIDIA GeForce RTX 4090", "RTX 4090", 24, 0.69, 0.44, "ADA_24", 1.12),
 )
 
 
 def default_gpus() -> list[Gpu]:
     return [
-        Gpu(id=id, name=name, memory=memory, secure=secure, community=community, pool=pool)
-        for id, name, memory, secure, community, pool in _GPUS
+        Gpu(
+            id=id,
+            name=name,
+            memory=memory,
+            secure=secure,
+            community=community,
+            pool=pool,
+            serverless=serverless,
+        )
+        for id, name, memory, secure, community, pool, serverless in _GPUS
     ]
 
 
@@ -84,7 +93,11 @@ class Catalog:
             "memory": gpu.memory,
             "secure": gpu.secure is not None,
             "community": gpu.community is not None,
-            "price": {"secure": gpu.secure or 0.0, "community": gpu.community or 0.0},
+            "price": {
+                "secure": gpu.secure or 0.0,
+                "community": gpu.community or 0.0,
+                **({} if gpu.serverless is None else {"serverless": gpu.serverless}),
+            },
             "maxCount": {
                 "secure": gpu.max_count if gpu.secure is not None else 0,
                 "community": gpu.max_count if gpu.community is not None else 0,

@@ -35,6 +35,7 @@ class Control:
                 Route("/stock", self.stock, methods=["PUT"]),
                 Route("/images", self.images, methods=["PUT"]),
                 Route("/pods", self.pods),
+                Route("/workers", self.workers),
                 Route("/requests", self.requests),
                 Route("/violations", self.violations),
             ],
@@ -96,6 +97,10 @@ class Control:
 
     async def pods(self, request: Request) -> Response:
         truths = [dataclasses.asdict(pod.truth()) for pod in list(self._platform.pods.values())]
+        return JSONResponse([_plain(truth) for truth in truths])
+
+    async def workers(self, request: Request) -> Response:
+        truths = [dataclasses.asdict(truth) for truth in self._platform.serverless.truths()]
         return JSONResponse([_plain(truth) for truth in truths])
 
     async def requests(self, request: Request) -> Response:

@@ -12,10 +12,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from emulators.runpod.faults import ROUTE_KINDS, Fault
+from emulators.runpod.hang_up import hang_up
 from emulators.runpod.limits import RateLimits
 from emulators.runpod.platform import Platform
 from emulators.runpod.problems import Problem
-from emulators.runpod.routes import ROUTES, Answer, Call, Route
+from emulators.runpod.routes import ROUTES as OWN_ROUTES
+from emulators.runpod.routes import Answer, Call, Route
+from emulators.runpod.serverless.routes import ROUTES as SERVERLESS_ROUTES
 from emulators.runpod.validation import Contract
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -23,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 _MOST_BYTES = 102_400
 _RETIRED = re.compile(r"/(v1|graphql)(/|$)")
+ROUTES = (*OWN_ROUTES, *SERVERLESS_ROUTES)
 _JSON, _PROBLEM = "application/json", "application/problem+json"
 
 
@@ -53,7 +57,7 @@ class Door:
         self.requests.append(note)
         answer = await self._answer(request)
         if answer is None:
-            await _hang_up(receive, send)
+            await hang_up(receive, send)
             return
         note["status"] = answer.status_code
         answer.headers["x-request-id"] = secrets.token_hex(8)
@@ -205,10 +209,3 @@ def _with_fields(answer: Answer, fault: Fault) -> Answer:
         for name, value in body.items()
     }
     return Answer(status=answer.status, body={**spoiled, **fault.fields})
-
-
-async def _hang_up(receive: Receive, send: Send) -> None:
-    """ASGI has no way to close without an answer: this takes the server's (uvicorn's) connection."""
-    send.__self__.transport.abort()  # type: ignore[attr-defined]
-    while (await receive())["type"] != "http.disconnect":
-        pass

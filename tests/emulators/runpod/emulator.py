@@ -19,6 +19,8 @@ from emulators.runpod.faults import Fault
 from emulators.runpod.platform import Platform
 from emulators.runpod.pods import PodTruth
 from emulators.runpod.registry import ImageRegistry
+from emulators.runpod.serverless.job_plane import JobPlane
+from emulators.runpod.serverless.workers import WorkerTruth
 from emulators.runpod.settings import Image, Settings, find_spec
 from emulators.runpod.validation import Contract
 from standins.s3_faults import S3FaultProxy
@@ -46,8 +48,9 @@ class FaultOrders:
 class Emulator:
     """A running emulator.
 
-    url: what stands for https://api.runpod.io/v2. api_key: the account's key. registry_url: an image
-    registry (`registry.publish`); `control_url`: see `control.Control`.
+    url: what stands for https://api.runpod.io/v2. jobs_url: what stands for https://api.runpod.ai/v2, in
+    the `requestUrls` of endpoints. api_key: the account's key. registry_url: an image registry
+    (`registry.publish`); `control_url`: see `control.Control`.
     """
 
     def __init__(self, platform: Platform, *, spec: Path | None, port: int) -> None:
@@ -56,13 +59,16 @@ class Emulator:
         self.faults = FaultOrders(self._platform)
         self._door = Door(self._platform, _contract(spec) if spec is not None else None)
         control = Control(self._platform, self._door, self.registry)
-        applications: list[ASGIApp] = [self._door, control.app(), self.registry.app()]
-        sockets = [_listening(port), _listening(), _listening()]
-        self.url, self.control_url, self.registry_url = (
+        jobs = JobPlane(self._platform, self._door.requests)
+        applications: list[ASGIApp] = [self._door, control.app(), self.registry.app(), jobs]
+        sockets = [_listening(port), _listening(), _listening(), _listening()]
+        self.url, self.control_url, self.registry_url, self.jobs_url = (
             f"http://127.0.0.1:{bound.getsockname()[1]}" for bound in sockets
         )
         self.url += "/v2"
+        self.jobs_url += "/v2"
         self._platform.api_url = self.url
+        self._platform.serverless.jobs_url = self.jobs_url
         self._servers = [
             uvicorn.Server(
                 uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=0, lifespan="off")
@@ -96,16 +102,21 @@ class Emulator:
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """Every request to the API so far, oldest first."""
+        """Every request to the API and for jobs so far, oldest first; what workers ask is not among them."""
         return self._door.requests
 
     def pods(self) -> list[PodTruth]:
         """Every pod there ever was, oldest first."""
         return [pod.truth() for pod in list(self._platform.pods.values())]
 
+    def workers(self) -> list[WorkerTruth]:
+        """Every worker of an endpoint there ever was."""
+        return self._platform.serverless.truths()
+
     def logs(self, id: str) -> list[str]:
-        """What a pod has said so far, its system lines included."""
-        return [line.text for line in self._platform.pods[id].logs.after(0)]
+        """What a pod or a worker has said so far, its system lines included."""
+        logs = self._platform.serverless.logs(id) or self._platform.pods[id].logs
+        return [line.text for line in logs.after(0)]
 
     def set_secret(self, name: str, value: str) -> None:
         self._platform.set_secret(name, value)
@@ -114,8 +125,8 @@ class Emulator:
         return self._platform.pods[id].api_key
 
     def thaw(self, id: str) -> None:
-        """Let a frozen pod go on."""
-        self._platform.pods[id].thaw()
+        """Let a frozen pod or worker go on."""
+        (self._platform.serverless.worker(id) or self._platform.pods[id]).thaw()
 
     def close(self) -> None:
         """End the servers, so that no pod is added, and all pods. Returns when nothing of them is left."""

@@ -14,7 +14,7 @@ RouteKind = Literal["status", "status_after", "hang", "hang_after", "slow", "ext
 PodKind = Literal[
     "pull_stuck", "pull_fails", "start_fails", "runtime_null", "dies", "vanishes", "freezes", "network"
 ]
-Kind = Literal[RouteKind, PodKind, "no_capacity", "logs_hang", "lingers"]
+Kind = Literal[RouteKind, PodKind, "no_capacity", "logs_hang", "lingers", "throttled", "rollout_stuck"]
 ROUTE_KINDS: tuple[RouteKind, ...] = get_args(RouteKind)
 POD_KINDS: tuple[PodKind, ...] = get_args(PodKind)
 
@@ -37,6 +37,11 @@ class Fault(BaseModel):
 
     Others: no_capacity (`gpu`, `data_center`, `cloud` narrow it), logs_hang (a log stream goes silent
     after `lines`), lingers (a deleted pod runs on for `seconds`).
+
+    A worker of an endpoint suffers what a pod does; `pod` is its id, or the endpoint's name for the next
+    worker. It may be throttled, too (it gets no machine for `seconds`). rollout_stuck: workers of an older
+    release are not replaced (`pod`: the endpoint's name) until the fault is cleared. Job requests meet the
+    faults of requests; those of workers, with the key `pod`.
 
     times: how often, None until it is cleared. probability: of each time, drawn with `seed`.
     key: only requests with the account's key, or only those with a pod's own.
@@ -143,6 +148,11 @@ class Faults:
             for ordered in met:
                 ordered.use()
             return [ordered.fault for ordered in met]
+
+    def is_on(self, kind: Kind, **facts: str) -> bool:
+        """Whether a fault meets these facts; it is not used up."""
+        with self._lock:
+            return any(ordered.meets((kind,), facts) for ordered in self._ordered)
 
     def listed(self) -> list[dict[str, Any]]:
         with self._lock:

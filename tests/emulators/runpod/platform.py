@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,10 @@ from emulators.runpod.environment import (
 from emulators.runpod.faults import POD_KINDS, Fault, Faults
 from emulators.runpod.logs import timestamp
 from emulators.runpod.pods import ACTIONS, Membership, Placement, Pod
+from emulators.runpod.ports import free_port
 from emulators.runpod.problems import NO_CAPACITY, Problem, not_found
 from emulators.runpod.processes import StartFailed
+from emulators.runpod.serverless.account import Serverless
 from emulators.runpod.settings import Image, Settings
 from standins.s3_faults import S3FaultProxy
 
@@ -85,6 +86,7 @@ class Platform:
         self.clusters: dict[str, Cluster] = {}
         self.mistakes: list[str] = []
         self.network = network
+        self.serverless = Serverless(self, state_dir)
         self._state_dir = state_dir
         self._lock = threading.RLock()
 
@@ -92,7 +94,7 @@ class Platform:
 
     def create_pod(self, request: dict[str, Any]) -> Pod:
         """Raises Problem."""
-        self._check_container(request)
+        self.check_container(request)
         if ("gpu" in request) == ("cpu" in request):
             raise Problem(400, "exactly one of gpu or cpu must be set")
         with self._lock:
@@ -140,7 +142,7 @@ class Platform:
 
     def update(self, pod: Pod, changes: dict[str, Any]) -> None:
         merged = {**pod.request, **{name: value for name, value in changes.items() if name != "locked"}}
-        self._check_container(merged)
+        self.check_container(merged)
         pod.locked = changes.get("locked", pod.locked)
         pod.request = merged
         if set(changes) - {"name", "locked", "globalNetworking"}:
@@ -150,7 +152,7 @@ class Platform:
 
     def create_cluster(self, request: dict[str, Any]) -> Cluster:
         """All members in one data center. Raises Problem."""
-        self._check_container(request)
+        self.check_container(request)
         compute = request["compute"]
         size, gpus = compute["podCount"], compute["gpuCountPerPod"]
         wanted = {
@@ -159,8 +161,8 @@ class Platform:
         }
         with self._lock:
             placement = self._place_gpu(wanted, machines=size)
-            id = self._new_id()
-            port = _free_port()
+            id = self.new_id()
+            port = free_port()
             pods = [
                 self._make_pod(
                     {**wanted, "name": f"{request['name']}-{rank}"},
@@ -202,44 +204,49 @@ class Platform:
 
     # -- what pods ask -----------------------------------------------------------------------------
 
-    def has_image(self, pod: Pod) -> bool:
-        return self._image(pod) is not None
+    def has_image(self, reference: str) -> bool:
+        return self._image(reference) is not None
 
-    def container(self, pod: Pod) -> tuple[Sequence[str], Mapping[str, str]]:
-        image = self._image(pod)
+    def pod_container(self, pod: Pod) -> tuple[Sequence[str], Mapping[str, str]]:
+        return self.container(pod.id, pod.request, pod.container_folder, platform_environment(pod))
+
+    def container(
+        self, id: str, request: Mapping[str, Any], folder: Path, own: Mapping[str, str]
+    ) -> tuple[Sequence[str], Mapping[str, str]]:
+        """How the container of pod or worker `id` is started. own: what the platform puts over everything
+        else in its environment. Raises StartFailed."""
+        image = self._image(request["image"])
         if image is None:
-            raise StartFailed(f"no such image: {pod.request['image']}")
-        args = pod.request.get("args", "")
+            raise StartFailed(f"no such image: {request['image']}")
+        args = request.get("args", "")
+        environment = self._environment(id, request, image, own)
         if image.buildah is None:
-            environment = {**base_environment(pod.container_folder), **self._environment(pod, image)}
-            return command_line(image.entrypoint, image.command, args), environment
-        command = buildah.command(pod.id, image.buildah, args, self._environment(pod, image))
-        return command, os.environ
+            command = command_line(image.entrypoint, image.command, args)
+            return command, {**base_environment(folder), **environment}
+        return buildah.command(id, image.buildah, args, environment), os.environ
 
-    def _environment(self, pod: Pod, image: Image) -> dict[str, str]:
+    def _environment(
+        self, id: str, request: Mapping[str, Any], image: Image, own: Mapping[str, str]
+    ) -> dict[str, str]:
         """What the image does not bring itself."""
         values = {name: secret["value"] for name, secret in self.secrets.items()}
-        asked = with_secrets(pod.request.get("env", {}), values)
+        asked = with_secrets(request.get("env", {}), values)
         if self.network is not None:
-            # A way of its own to the store, so that this pod alone can be cut off.
-            own = f"http://127.0.0.1:{self.network.port_for(pod.id)}"
+            # A way of its own to the store, so that it alone can be cut off.
+            store = f"http://127.0.0.1:{self.network.port_for(id)}"
             asked = {
-                name: own if value.rstrip("/") == self.network.url else value for name, value in asked.items()
+                name: store if value.rstrip("/") == self.network.url else value
+                for name, value in asked.items()
             }
-        return {
-            "RUNPOD_API_URL": self.api_url,
-            **image.environment,
-            **asked,
-            **platform_environment(pod),
-        }
+        return {"RUNPOD_API_URL": self.api_url, **image.environment, **asked, **own}
 
-    def cut_off(self, pod: Pod) -> None:
+    def cut_off(self, id: str) -> None:
         assert self.network is not None
-        self.network.block(pod.id)
+        self.network.block(id)
 
     def wipe(self, pod: Pod) -> None:
         shutil.rmtree(pod.container_folder)
-        self._remove_container(pod)
+        self.remove_container(pod.id, pod.request["image"])
 
     def report(self, mistake: str) -> None:
         self.mistakes.append(mistake)
@@ -250,7 +257,7 @@ class Platform:
         if place.gpu is not None:
             with self._lock:
                 self.catalog.take(place.gpu.id, place.data_center, place.cloud, -place.count)
-        self._remove_container(pod)
+        self.remove_container(pod.id, pod.request["image"])
 
     # -- keys, secrets, faults, the end ---------------------------------------------------------------------
 
@@ -269,7 +276,7 @@ class Platform:
     def set_secret(self, name: str, value: str, description: str = "") -> dict[str, str]:
         """Make a secret, or give one another value."""
         kept = self.secrets.get(name) or {
-            "id": self._new_id(),
+            "id": self.new_id(),
             "createdAt": timestamp(datetime.datetime.now(datetime.UTC)),
         }
         self.secrets[name] = {**kept, "value": value, "description": description}
@@ -285,27 +292,28 @@ class Platform:
         if pod is not None and fault.kind in POD_KINDS:
             self.faults.use(id)
             pod.suffer(fault)
+        elif fault.kind in (*POD_KINDS, "throttled") and self.serverless.suffer(fault):
+            self.faults.use(id)
         return id
 
     def close(self) -> None:
         with self._lock:
             pods = [pod for pod in self.pods.values() if pod.is_there]
-        _each_on_a_thread([pod.close for pod in pods])
+        _each_on_a_thread([self.serverless.close, *(pod.close for pod in pods)])
 
-    def _remove_container(self, pod: Pod) -> None:
-        image = self._image(pod)
+    def remove_container(self, id: str, reference: str) -> None:
+        image = self._image(reference)
         if image is not None and image.buildah is not None:
-            buildah.remove(pod.id)
+            buildah.remove(id)
 
     # -- placing -----------------------------------------------------------------------------------
 
-    def _image(self, pod: Pod) -> Image | None:
-        reference = pod.request["image"]
+    def _image(self, reference: str) -> Image | None:
         return next(
             (image for pattern, image in self.images.items() if fnmatch.fnmatchcase(reference, pattern)), None
         )
 
-    def _check_container(self, request: Mapping[str, Any]) -> None:
+    def check_container(self, request: Mapping[str, Any]) -> None:
         if len(request.get("env", {})) > _MOST_ENV:
             raise Problem(400, f"at most {_MOST_ENV} environment variables are allowed")
         mounts = request.get("mounts", {})
@@ -383,13 +391,14 @@ class Platform:
         if self.settings.balance_usd is None:
             return
         spent = sum(pod.hours() * pod.placement.price_usd_per_h for pod in self.pods.values())
+        spent += self.serverless.spent_usd()
         if self.settings.balance_usd - spent < price_usd_per_h:
             raise Problem(402, "insufficient balance")
 
     def _make_pod(
         self, request: dict[str, Any], placement: Placement, membership: Membership | None = None
     ) -> Pod:
-        id = self._new_id()
+        id = self.new_id()
         gpu = placement.gpu.id if placement.gpu else ""
         pod = Pod(
             self,
@@ -404,7 +413,7 @@ class Platform:
         self.pods[id] = pod
         return pod
 
-    def _new_id(self) -> str:
+    def new_id(self) -> str:
         return "".join(secrets.choice(_ID_LETTERS) for _ in range(14))
 
 
@@ -426,12 +435,6 @@ def _rank_environment(rank: int, *, size: int, gpus: int, port: int) -> dict[str
         "HOST_NODE_ADDR": f"{master}:{port}",
         "WORLD_SIZE": str(size * gpus),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _each_on_a_thread(calls: Sequence[Callable[[], None]]) -> None:

@@ -78,13 +78,13 @@ class Platform(Protocol):
 
     settings: Settings
 
-    def has_image(self, pod: Pod) -> bool: ...
+    def has_image(self, reference: str) -> bool: ...
 
-    def container(self, pod: Pod) -> tuple[Sequence[str], Mapping[str, str]]:
+    def pod_container(self, pod: Pod) -> tuple[Sequence[str], Mapping[str, str]]:
         """How the pod's container is started here: command and environment. Raises StartFailed."""
         ...
 
-    def cut_off(self, pod: Pod) -> None: ...
+    def cut_off(self, id: str) -> None: ...
 
     def wipe(self, pod: Pod) -> None:
         """The pod's container disk goes."""
@@ -186,7 +186,7 @@ class Pod:
                     "dies": lambda: self._die(fault.state),
                     "vanishes": self._vanish,
                     "freezes": self._freeze,
-                    "network": lambda: self._platform.cut_off(self),
+                    "network": lambda: self._platform.cut_off(self.id),
                 }[fault.kind]
                 self._order(lambda: self._later(fault.after_s, strike, whatever_happens=True))
 
@@ -334,7 +334,7 @@ class Pod:
     def _pull(self) -> None:
         image = self.request["image"]
         self.logs.say("system", f"create container {image}")
-        if self._pull_fails or not self._platform.has_image(self):
+        if self._pull_fails or not self._platform.has_image(image):
             self.logs.say("system", f"failed to pull image: manifest for {image} not found")
             self._stay_pulling()
         elif self._pull_stuck:
@@ -360,7 +360,7 @@ class Pod:
                     "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.2, please "
                     "update your driver to a newer version"
                 )
-            command, environment = self._platform.container(self)
+            command, environment = self._platform.pod_container(self)
             self._container = Container(
                 command,
                 environment=environment,

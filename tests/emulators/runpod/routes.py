@@ -10,10 +10,9 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from emulators.runpod.billing import cluster_billing, pod_billing
-from emulators.runpod.logs import Line
+from emulators.runpod.billing import cluster_billing, pod_billing, serverless_billing
+from emulators.runpod.logs import Line, PodLogs
 from emulators.runpod.platform import Platform
-from emulators.runpod.pods import Pod
 from emulators.runpod.problems import Problem, not_found
 
 _LOG_POLL_S = 0.05
@@ -60,7 +59,7 @@ class Route:
 
 def list_pods(call: Call) -> Answer:
     members = call.query.get("includeClusterPods") == "true"
-    return _page(call, "pods", [pod.document() for pod in call.platform.present_pods(members=members)])
+    return page(call, "pods", [pod.document() for pod in call.platform.present_pods(members=members)])
 
 
 def create_pod(call: Call) -> Answer:
@@ -90,11 +89,16 @@ def act_on_pod(call: Call) -> Answer:
 
 def pod_logs(call: Call) -> Answer:
     pod = call.platform.pod(call.path["id"])
-    fault = call.platform.faults.take("logs_hang", pod=pod.id)
-    lines = pod.logs.after(0)
+    return follow_logs(call, pod.logs, pod.id)
+
+
+def follow_logs(call: Call, logs: PodLogs, id: str) -> Answer:
+    """Of the pod or worker `id`."""
+    fault = call.platform.faults.take("logs_hang", pod=id)
+    lines = logs.after(0)
     newest = lines[-1].number if lines else 0
     at_most = fault.lines if fault else None
-    return Answer(events=_follow(pod, _backlog(call, lines), newest, call.query.get("source"), at_most))
+    return Answer(events=_follow(logs, _backlog(call, lines), newest, call.query.get("source"), at_most))
 
 
 def _backlog(call: Call, lines: list[Line]) -> list[Line]:
@@ -114,7 +118,7 @@ def _backlog(call: Call, lines: list[Line]) -> list[Line]:
 
 
 async def _follow(
-    pod: Pod, lines: list[Line], newest: int, source: str | None, at_most: int | None
+    logs: PodLogs, lines: list[Line], newest: int, source: str | None, at_most: int | None
 ) -> AsyncIterator[bytes]:
     """`lines`, then what comes after line `newest`. Never ends by itself: a pod that is gone just says
     nothing more."""
@@ -126,7 +130,7 @@ async def _follow(
             yield line.event()
             told += 1
         await asyncio.sleep(_LOG_POLL_S)
-        lines = pod.logs.after(newest, source)
+        lines = logs.after(newest, source)
         newest = lines[-1].number if lines else newest
 
 
@@ -134,7 +138,7 @@ async def _follow(
 
 
 def list_clusters(call: Call) -> Answer:
-    return _page(call, "clusters", [cluster.document() for cluster in call.platform.clusters.values()])
+    return page(call, "clusters", [cluster.document() for cluster in call.platform.clusters.values()])
 
 
 def create_cluster(call: Call) -> Answer:
@@ -196,11 +200,15 @@ def bill_clusters(call: Call) -> Answer:
     return Answer(body=cluster_billing(call.platform.pods.values(), call.query))
 
 
+def bill_serverless(call: Call) -> Answer:
+    return Answer(body=serverless_billing(call.platform.serverless.all(), call.query))
+
+
 # -- account ---------------------------------------------------------------------------------------
 
 
 def list_secrets(call: Call) -> Answer:
-    return _page(call, "secrets", [_shown(name, kept) for name, kept in call.platform.secrets.items()])
+    return page(call, "secrets", [_shown(name, kept) for name, kept in call.platform.secrets.items()])
 
 
 def create_secret(call: Call) -> Answer:
@@ -241,7 +249,7 @@ def _shown(name: str, kept: Mapping[str, str]) -> dict[str, str]:
 
 def list_registries(call: Call) -> Answer:
     known = call.platform.registries
-    return _page(call, "registries", [{"id": id, "name": name} for id, name in known.items()])
+    return page(call, "registries", [{"id": id, "name": name} for id, name in known.items()])
 
 
 def create_registry(call: Call) -> Answer:
@@ -268,7 +276,7 @@ def _registry(call: Call) -> str:
     return name
 
 
-def _page(call: Call, key: str, entries: list[Any]) -> Answer:
+def page(call: Call, key: str, entries: list[Any]) -> Answer:
     limit, cursor = call.query.get("limit", str(_MOST_PER_PAGE)), call.query.get("cursor", "0")
     if not limit.isdigit() or not 1 <= int(limit) <= _MOST_PER_PAGE or not cursor.isdigit():
         raise Problem(
@@ -300,6 +308,7 @@ ROUTES = (
     Route(method="GET", template="/v2/catalog/gpus/{id}", handle=get_gpu),
     Route(method="GET", template="/v2/billing/pods", handle=bill_pods),
     Route(method="GET", template="/v2/billing/clusters", handle=bill_clusters),
+    Route(method="GET", template="/v2/billing/serverless", handle=bill_serverless),
     Route(method="GET", template="/v2/account/secrets", handle=list_secrets),
     Route(method="POST", template="/v2/account/secrets", handle=create_secret),
     Route(method="GET", template="/v2/account/secrets/{id}", handle=get_secret),

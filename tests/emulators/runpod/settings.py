@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SPEC_ENV = "NANOCHAT_RUNPOD_SPEC"
+SDK_ENV = "NANOCHAT_SERVERLESS_SITE"
 
 
 class Image(BaseModel):
@@ -41,11 +42,33 @@ class Settings(BaseModel):
     members_end_clusters: bool = Field(
         default=False, description="a member's own key may delete its cluster: nobody has told whether it may"
     )
+    worker_quota: int = Field(default=5, ge=0, description="the most that all endpoints' max may be")
+    rollout_step_s: float = Field(default=0.2, ge=0, description="between two replaced workers")
+    ping_interval_s: float = Field(default=2.0, ge=1, description="how often workers are told to ping")
+    worker_silence_s: float = Field(default=20.0, gt=0, description="after that without one a worker is lost")
+    take_poll_s: float = Field(
+        default=20.0, gt=0, description="how long a worker's question for jobs is held"
+    )
+    job_retries: int = Field(default=1, ge=0, description="of a job whose worker was lost")
+    job_ttl_s: float = Field(default=86_400.0, gt=0, description="after that a job is dropped, done or not")
+    result_kept_s: float = Field(default=1_800.0, ge=0, description="of jobs sent to /run")
+    sync_result_kept_s: float = Field(default=60.0, ge=0, description="of jobs sent to /runsync")
     clock_speed: float = Field(default=1.0, gt=0, description="seconds that are billed for a second")
     balance_usd: float | None = Field(default=None, description="None: as much as is needed")
     quota_per_minute: int = Field(default=6_000, ge=1)
     quota_per_hour: int = Field(default=300_000, ge=1)
     quota_per_day: int = Field(default=5_000_000, ge=1)
+
+
+def sdk_folder() -> Path:
+    """Where RunPod's SDK is, or would be: it asks for another click than dg, so it has its own folder."""
+    return Path(os.environ.get(SDK_ENV) or REPOSITORY / ".venv/serverless")
+
+
+def sdk_environment() -> dict[str, str]:
+    """What makes a Python process find the SDK, and this checkout's packages behind it."""
+    packages = [str(sdk_folder()), str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, packages))}
 
 
 def find_spec() -> Path | None:

@@ -18,7 +18,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 _SPEC = "urn:runpod"
-_PAGED = ("ListPodsResponse", "ListClustersResponse", "ListRegistriesResponse")
+_PAGED = ("ListPodsResponse", "ListClustersResponse", "ListRegistriesResponse", "ListEndpointsResponse")
 _PAGINATION = {
     "type": "object",
     "required": ["nextCursor", "hasNextPage"],
