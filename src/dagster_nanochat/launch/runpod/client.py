@@ -21,6 +21,7 @@ from dagster_nanochat.launch.runpod.endpoint_models import (
 )
 from dagster_nanochat.launch.runpod.errors import API_KEY_ENV, API_URL_ENV, NotFound, RunPodError
 from dagster_nanochat.launch.runpod.exchange import API_URL, Exchange
+from dagster_nanochat.launch.runpod.jobs import JobClient, urls_of
 from dagster_nanochat.launch.runpod.models import (
     Cloud,
     Cluster,
@@ -191,6 +192,12 @@ class RunPodClient(Exchange):
     def delete_endpoint(self, endpoint_id: str) -> None:
         """With its workers and its queue; one that is gone already will do."""
         self._remove("DELETE", f"/serverless/{_segment(endpoint_id)}")
+
+    def jobs(self, endpoint: Endpoint) -> JobClient:
+        """A client of its jobs, with the same key. Close it, too."""
+        return JobClient(
+            self._key.get_secret_value(), urls_of(endpoint), sleep=self._sleep, clock=self._clock
+        )
 
     # ----------------------------------------------------------------------------------------------
     # Catalog and account

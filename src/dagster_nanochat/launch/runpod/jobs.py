@@ -65,16 +65,15 @@ class JobClient(Exchange):
         return self._read(Job, self._json(method, url), f"{method} {url}")
 
 
-def jobs_of(endpoint: Endpoint, api_key: str, **options: Any) -> JobClient:
+def urls_of(endpoint: Endpoint) -> RequestUrls:
     """Raises RunPodError where the endpoint has no queue."""
     try:
-        urls = RequestUrls.model_validate(endpoint.request_urls)
+        return RequestUrls.model_validate(endpoint.request_urls)
     except ValidationError as error:
         raise RunPodError(
             f"endpoint {endpoint.name} ({endpoint.id}) has no queue to send a job to; remove it in RunPod's "
             "console, and deploy anew"
         ) from error
-    return JobClient(api_key, urls, **options)
 
 
 def _of(template: str, job_id: str) -> str:

@@ -220,10 +220,11 @@ class Cluster(Answer):
 
 
 class PerCloud(Answer):
-    """A number for each cloud; None where the catalog has none."""
+    """A number for each cloud, and for workers of endpoints; None where the catalog has none."""
 
     secure: float | None = None
     community: float | None = None
+    serverless: float | None = None
 
     def of(self, cloud: Cloud) -> float | None:
         return self.secure if cloud == "SECURE" else self.community
@@ -240,7 +241,8 @@ class CudaStock(Answer):
 
 
 class GpuType(Answer):
-    """A line of the catalog. price: USD per hour of one GPU. memory: GB. max_count: of one machine.
+    """A line of the catalog. price: USD per hour of one GPU. memory: GB. max_count: of one machine. pool:
+    what an endpoint calls it by, with others of its kind.
 
     availability, data_centers and cuda_versions are told for one cloud: `asked_cloud`, which the client
     notes here; availability None was not asked for.
@@ -248,6 +250,7 @@ class GpuType(Answer):
 
     id: str
     name: str = ""
+    pool: str | None = None
     manufacturer: str | None = None
     memory: float = 0
     secure: bool = False

@@ -18,7 +18,7 @@ from dagster_nanochat.launch.runpod.endpoint_models import (
     JobStatus,
     RequestUrls,
 )
-from dagster_nanochat.launch.runpod.jobs import JobClient, jobs_of
+from dagster_nanochat.launch.runpod.jobs import JobClient, urls_of
 
 # Of no scheme that could be guessed: they are the endpoint's to tell.
 URLS = RequestUrls(
@@ -127,4 +127,4 @@ def test_an_endpoint_without_a_queue_is_refused_by_name() -> None:
     balanced = {"base": "https://e1.example", "health": "https://e1.example/ping"}
     for urls in (None, balanced):
         with pytest.raises(errors.RunPodError, match=r"endpoint mine \(e1\) has no queue"):
-            jobs_of(Endpoint(id="e1", name="mine", request_urls=urls), CANARY)
+            urls_of(Endpoint(id="e1", name="mine", request_urls=urls))
