@@ -60,3 +60,43 @@ def accuracy_result(receipt: Receipt, name: str, least: float) -> dg.AssetCheckR
             "wanted": least,
         },
     )
+
+
+def bpb_result(receipt: Receipt, recipe: Recipe) -> dg.AssetCheckResult:
+    """Pass or warn on the base model's bits per byte."""
+    bpb = receipt.metrics["val_bpb"]
+    most = recipe.evaluation.max_val_bpb
+    bigram = receipt.metrics.get("bigram_bpb")
+    beside = f", {1 - bpb / bigram:.0%} below a Kneser–Ney bigram" if bigram else ""
+    if most is None:
+        passed, wanted = True, "no threshold in the recipe"
+    else:
+        passed, wanted = bpb <= most, f"at most {most:g} wanted"
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{bpb:.4f} bits a byte{beside}; {wanted}",
+        metadata={
+            "val_bpb": bpb,
+            **({"wanted": most} if most is not None else {}),
+            **{name: value for name, value in receipt.metrics.items() if name.endswith("_bpb")},
+        },
+    )
+
+
+def model_checks(store: ObjectStore, recipe: Recipe) -> dict[str, dg.AssetCheckResult]:
+    """The checks of a model's checkpoints by their names, from its receipts as they are now. Raises
+    dg.Failure where a stage was never built."""
+    judged = recipe.evaluation
+    checks: dict[str, tuple[str, Callable[[Receipt], dg.AssetCheckResult]]] = {
+        "base_val_bpb": ("base", lambda receipt: bpb_result(receipt, recipe)),
+        "sft_mmlu_accuracy": (
+            "sft",
+            lambda receipt: accuracy_result(receipt, "mmlu", judged.min_mmlu_accuracy),
+        ),
+        "sft_arc_easy_accuracy": (
+            "sft",
+            lambda receipt: accuracy_result(receipt, "arc_easy", judged.min_arc_easy_accuracy),
+        ),
+    }
+    return {name: check_receipt(store, recipe, stage, judge) for name, (stage, judge) in checks.items()}

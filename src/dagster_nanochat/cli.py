@@ -22,6 +22,13 @@ def register(app: typer.Typer) -> None:
     pods.command("rm")(pods_rm)
     pods.command("sweep")(pods_sweep)
     app.add_typer(pods, name="pods")
+    endpoints = typer.Typer(
+        help="Look at the models that RunPod's endpoints serve, ask them, and end them.", no_args_is_help=True
+    )
+    endpoints.command("ls")(endpoints_ls)
+    endpoints.command("ask")(endpoints_ask)
+    endpoints.command("rm")(endpoints_rm)
+    app.add_typer(endpoints, name="endpoints")
 
 
 def quickstart(
@@ -102,6 +109,36 @@ def pods_sweep() -> None:
     from dagster_nanochat.pods import sweep_pods
 
     _exit(sweep_pods)
+
+
+def endpoints_ls() -> None:
+    """List this store's endpoints, with their workers and what they have cost this month."""
+    from dagster_nanochat.endpoints import list_endpoints
+
+    _exit(list_endpoints)
+
+
+def endpoints_ask(
+    model: Annotated[str, typer.Argument(help="Which model.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0.0,
+    within: Annotated[float, typer.Option(help="Seconds it may take, a worker's start included.")] = 600.0,
+) -> None:
+    """Ask the endpoint of a model, and print the answer as it comes."""
+    from dagster_nanochat.endpoints import ask_endpoint
+
+    asked = {"question": question, "max_tokens": max_tokens, "temperature": temperature}
+    _exit(lambda: ask_endpoint(model, asked, within_s=within))
+
+
+def endpoints_rm(
+    model: Annotated[str, typer.Argument(help="A model, or an endpoint's id, as `endpoints ls` shows them.")],
+) -> None:
+    """Remove an endpoint, with its workers and its queue. The model stays."""
+    from dagster_nanochat.endpoints import remove
+
+    _exit(lambda: remove(model))
 
 
 def doctor() -> None:

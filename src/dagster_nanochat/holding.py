@@ -123,3 +123,14 @@ def raise_if_cancelled(context: dg.AssetExecutionContext) -> None:
     run = context.instance.get_run_by_id(context.run.run_id)
     if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
         raise dg.DagsterExecutionInterruptedError("the run was terminated")
+
+
+def pause_unless_cancelled(context: dg.AssetExecutionContext, seconds: float) -> None:
+    """Raises as `raise_if_cancelled` does, soon after the run is terminated."""
+    end = time.monotonic() + seconds
+    while True:
+        raise_if_cancelled(context)
+        left_s = end - time.monotonic()
+        if left_s <= 0:
+            return
+        time.sleep(min(left_s, 1.0))

@@ -20,20 +20,21 @@ from nanochat.store.ledger import entries
 
 def list_pods() -> int:
     """Exit code 0, or 1 where RunPod does not answer."""
-    return _with_runpod(_list)
+    return with_runpod(_list)
 
 
 def remove_pod(token_or_id: str) -> int:
     """Exit code 0 once the pod is gone, 1 where there is no such one of ours, or it will not go."""
-    return _with_runpod(lambda client, store: _remove(client, store, token_or_id))
+    return with_runpod(lambda client, store: _remove(client, store, token_or_id))
 
 
 def sweep_pods() -> int:
     """Exit code 0, or 1 where a pod will not go."""
-    return _with_runpod(_sweep)
+    return with_runpod(_sweep)
 
 
-def _with_runpod(command: Callable[[RunPodClient, ObjectStore], int]) -> int:
+def with_runpod(command: Callable[[RunPodClient, ObjectStore], int]) -> int:
+    """The command's exit code, or 1 where RunPod refuses or does not do what it is asked."""
     store = open_store()
     try:
         with RunPodClient.from_environment() as client:

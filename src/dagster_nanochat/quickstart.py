@@ -171,5 +171,27 @@ def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: fl
             console.print(f"{stage}: fresh (receipt {metadata['receipt'][:6]}…)")
         else:
             console.print(f"{stage}: built in {metadata['seconds']:.0f} s")
-    answer = made["chat_inference"].get("answer", "(none: the model has no stage to chat with)")
+    chat = made["chat_inference"]
+    if made["serverless_endpoint"].get("deployed"):
+        _tell_endpoint(console, made["serverless_endpoint"], chat, recipe.name)
+    answer = chat.get("answer", "(none: the model has no stage to chat with)")
     console.print(f"answer: {answer}", markup=False)
+
+
+def _tell_endpoint(
+    console: Console, endpoint: Mapping[str, Any], chat: Mapping[str, Any], model: str
+) -> None:
+    """Where the answer came from, what is there now, what it costs, and how to be rid of it."""
+    price = endpoint.get("usd_per_h_of_a_worker")
+    costs = "" if price is None else f", at most ${price:.2f} an hour each while they are there"
+    console.print(
+        f"endpoint: {endpoint['endpoint']} ({endpoint['id']}), {endpoint['workers']} workers{costs}; "
+        f"remove it with `nanochat endpoints rm {model}`",
+        markup=False,
+    )
+    cost = f", ${chat['dollars']:.5f}" if "dollars" in chat else ""
+    console.print(
+        f"the answer comes from the serverless {chat['answered_by']}: {chat['seconds']:.1f} s"
+        f"{' with a cold start' if chat['cold_start'] else ''}{cost}",
+        markup=False,
+    )

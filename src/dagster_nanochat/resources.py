@@ -39,13 +39,18 @@ class LauncherResource(dg.ConfigurableResource):
     )
 
     @property
-    def _kind(self) -> str:
+    def name(self) -> str:
         return self.kind or os.environ.get(LAUNCHER_ENV) or "local"
+
+    @property
+    def deploys(self) -> bool:
+        """Whether models are served by endpoints that it rents."""
+        return self.name == "runpod"
 
     @property
     def is_remote(self) -> bool:
         """Whether stages train on other machines than this one."""
-        return self._kind != "local"
+        return self.name != "local"
 
     def create(
         self,
@@ -55,7 +60,7 @@ class LauncherResource(dg.ConfigurableResource):
         settings: Mapping[str, Any] | None = None,
     ) -> Launcher:
         """hardware: the recipe's. settings: the run's own, of a launcher that rents. Raises dg.Failure."""
-        kind = self._kind
+        kind = self.name
         if kind == "local":
             return LocalLauncher(store)
         if kind == "runpod":

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Self
 
 import httpx
@@ -98,6 +99,7 @@ class PinnedImage:
     digest: str
     size_bytes: int
     created: str | None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -133,7 +135,13 @@ class _Registry:
             raise ImageError(f"{self._name} is no container image: its manifest lacks {error}") from error
         if (config.get("os"), config.get("architecture")) != PLATFORM:
             raise self._wrong_platform()
-        return PinnedImage(name=self._name, digest=digest, size_bytes=size, created=config.get("created"))
+        return PinnedImage(
+            name=self._name,
+            digest=digest,
+            size_bytes=size,
+            created=config.get("created"),
+            labels=(config.get("config") or {}).get("Labels") or {},
+        )
 
     def _for_platform(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """An image's manifest as it is; of an index that of the image that the machines pull."""

@@ -31,3 +31,7 @@ def pointer_key(model: str, stage: str) -> str:
 
 def image_key(name: str) -> str:
     return f"images/{name}.json"
+
+
+def endpoint_key(model: str) -> str:
+    return f"endpoints/{model}.json"

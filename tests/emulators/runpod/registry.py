@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,13 +24,21 @@ class ImageRegistry:
         self._blobs: dict[tuple[str, str], bytes] = {}
         self._tags: dict[tuple[str, str], str] = {}
 
-    def publish(self, name: str, tag: str, content: str = "", *, architecture: str = "amd64") -> str:
+    def publish(
+        self,
+        name: str,
+        tag: str,
+        content: str = "",
+        *,
+        architecture: str = "amd64",
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
         """Returns the digest, which follows from what is given."""
         config = {
             "os": "linux",
             "architecture": architecture,
             "created": "2026-11-01T00:00:00Z",
-            "config": {"Labels": {"content": content}},
+            "config": {"Labels": {"content": content, **(labels or {})}},
             "rootfs": {"type": "layers", "diff_ids": []},
         }
         digest, size = self._keep(name, config)

@@ -10,6 +10,8 @@ _MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.assets(
     "training_files", "shard_word_counts", "nanochat_training_image", "huggingface_export"
 )
 
+_DEPLOYMENT = dg.AssetSelection.assets("nanochat_serverless_image", "serverless_endpoint", "chat_inference")
+
 # The steps only watch other processes, and the default executor takes 3 s to start each one.
 _EXECUTOR = dg.in_process_executor
 
@@ -42,6 +44,13 @@ def jobs() -> dg.Definitions:
                 partitions_def=model_partitions,
                 executor_def=_EXECUTOR,
                 description="Everything for one model, from tokenizer to chat.",
+            ),
+            dg.define_asset_job(
+                "deploy_model",
+                selection=_DEPLOYMENT,
+                partitions_def=model_partitions,
+                executor_def=_EXECUTOR,
+                description="Put a model that is trained on its endpoint, and ask it a question.",
             ),
             *(
                 dg.define_asset_job(

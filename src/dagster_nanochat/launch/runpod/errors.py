@@ -10,6 +10,8 @@ API_KEY_ENV = "RUNPOD_API_KEY"
 API_URL_ENV = "RUNPOD_API_URL"
 # RunPod's sentence for "nothing free"; the status, 400, is that of a broken rule too.
 NO_INSTANCES = "no longer any instances available"
+# And its words for too many workers, with the same status.
+WORKERS_QUOTA = "workers quota"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,16 @@ class RuleViolation(RunPodError):
     """Any other 400. Where every candidate gets one, its detail says what is wrong with the request."""
 
 
+class QuotaExceeded(RunPodError):
+    """400 with the sentence that the account's endpoints may not have so many workers."""
+
+    advice = (
+        "All endpoints of an account share so many workers. Remove an endpoint that is no longer needed "
+        "(`nanochat endpoints ls`, `nanochat endpoints rm MODEL`, or RunPod's console), lower max_workers of "
+        "serverless_endpoint, or add credit: the quota grows with the balance"
+    )
+
+
 class RateLimited(RunPodError):
     """429, and not over within the time that the client waits: see `retry_after_s`."""
 
@@ -159,8 +171,10 @@ def refusal(what: str, problem: Problem) -> RunPodError:
     """The error of an answer that is no success."""
     status = problem.status or 0
     if status == 400:
-        no_instances = NO_INSTANCES in (problem.detail or "").lower()
-        return (NoCapacity if no_instances else RuleViolation)(what, problem)
+        detail = (problem.detail or "").lower()
+        if WORKERS_QUOTA in detail:
+            return QuotaExceeded(what, problem)
+        return (NoCapacity if NO_INSTANCES in detail else RuleViolation)(what, problem)
     if status >= 500:
         return Unavailable(what, problem)
     if 300 <= status < 400:
@@ -175,7 +189,10 @@ def problem_of(status: int, document: Any, text: str, headers: Mapping[str, str]
     return Problem(
         status=status,
         title=_text(said.get("title")),
-        detail=_text(said.get("detail")) or (None if said else _text(text.strip()[:300])),
+        # The API of jobs says `error`.
+        detail=_text(said.get("detail"))
+        or _text(said.get("error"))
+        or (None if said else _text(text.strip()[:300])),
         errors=tuple(str(error) for error in listed) if isinstance(listed, list) else (),
         request_id=headers.get("x-request-id"),
         retry_after_s=_seconds(headers.get("retry-after")),

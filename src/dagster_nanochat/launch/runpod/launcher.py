@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -33,6 +33,7 @@ from dagster_nanochat.launch.runpod.errors import (
     MaybeCreated,
     NoCapacity,
     NotFound,
+    QuotaExceeded,
     RateLimited,
     RuleViolation,
     RunPodError,
@@ -81,7 +82,8 @@ THREADS = 8
 STORE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # Of these, the ones that are set where the launcher runs.
 OTHER_SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
-_PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+# What a container needs to find the store, beside credentials.
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
 
 # The network between a cluster's pods (runpod.md, section 3).
 CLUSTER_INTERFACE = {"NCCL_SOCKET_IFNAME": "ens1"}
@@ -144,11 +146,7 @@ class RunPodLauncher:
     # Before money
 
     def offers(self, request: Request, flops: float | None = None) -> list[Offer]:
-        if not self._store.url.startswith("s3://"):
-            raise AttemptFailed(
-                Failure.BAD_REQUEST,
-                f"a pod cannot reach the store {self._store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
-            )
+        require_reachable(self._store)
         if self._settings.nodes > 1 and self._settings.min_ram_gib:
             raise AttemptFailed(
                 Failure.BAD_REQUEST,
@@ -158,7 +156,7 @@ class RunPodLauncher:
         try:
             return list(find_offers(self._client, request, self._settings, flops))
         except RunPodError as error:
-            raise _explained(error) from error
+            raise explained(error) from error
 
     def hardware(self, wanted: Hardware, offer: Offer) -> JobHardware:
         assert isinstance(offer, RunPodOffer)
@@ -288,20 +286,13 @@ class RunPodLauncher:
 
     def missing_secrets(self) -> list[str]:
         """Names of secrets that a pod needs and RunPod does not have. Raises RunPodError."""
-        there = self._client.secrets()
-        return [name for name in self._secrets() if there is not None and name not in there]
+        return _missing_secrets(self._client, self._secrets())
 
     def _require_secrets(self) -> None:
         try:
-            missing = self.missing_secrets()
+            require_secrets(self._client, self._secrets())
         except RunPodError as error:
-            raise _explained(error) from error
-        if missing:
-            raise AttemptFailed(
-                Failure.BAD_REQUEST,
-                f"RunPod has no secret {', '.join(missing)}: create it in RunPod's console (Settings, "
-                "Secrets) under that name; pods are told no credential in plain words",
-            )
+            raise explained(error) from error
 
     def _request(self, job: TrainingJob, offer: RunPodOffer) -> PodRequest | ClusterRequest:
         shards = sum(file.size_bytes for file in job.shards)
@@ -333,7 +324,7 @@ class RunPodLauncher:
     def _container_environment(self, job: TrainingJob) -> dict[str, str]:
         several = job.hardware.nodes > 1
         return {
-            **{name: self._environment[name] for name in _PASSED_ON if self._environment.get(name)},
+            **{name: self._environment[name] for name in PASSED_ON if self._environment.get(name)},
             **{name: f"{{{{ RUNPOD_SECRET_{name} }}}}" for name in self._secrets()},
             **(CLUSTER_INTERFACE if several else {}),
             **self._settings.env_variables,
@@ -374,7 +365,7 @@ class RunPodLauncher:
                 if found is not None:
                     return found
             except RunPodError as error:
-                raise _explained(error) from error
+                raise explained(error) from error
         assert doubt is not None
         raise AttemptFailed(Failure.NO_CAPACITY, str(doubt)) from doubt
 
@@ -428,7 +419,7 @@ class RunPodLauncher:
             try:
                 self._listed = (time.monotonic(), list_machines(self._client))
             except RunPodError as error:
-                raise _explained(error) from error
+                raise explained(error) from error
         for machine in self._listed[1]:
             if machine.token and read_entry(self._store, machine.token):
                 yield machine.token, machine
@@ -514,19 +505,46 @@ class RunPodLauncher:
         end_machines(self._client, self._store, token, outcome, known)
 
 
+def _missing_secrets(client: RunPodClient, names: Sequence[str]) -> list[str]:
+    there = client.secrets()
+    return [name for name in names if there is not None and name not in there]
+
+
+def require_secrets(client: RunPodClient, names: Sequence[str]) -> None:
+    """Raises AttemptFailed that names what RunPod does not have of them, and RunPodError."""
+    missing = _missing_secrets(client, names)
+    if missing:
+        raise AttemptFailed(
+            Failure.BAD_REQUEST,
+            f"RunPod has no secret {', '.join(missing)}: create it in RunPod's console (Settings, "
+            "Secrets) under that name; pods are told no credential in plain words",
+        )
+
+
+def require_reachable(store: ObjectStore) -> None:
+    """Raises AttemptFailed for a store that is on this machine alone."""
+    if not store.url.startswith("s3://"):
+        raise AttemptFailed(
+            Failure.BAD_REQUEST,
+            f"a pod cannot reach the store {store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
+        )
+
+
 def _parameters(recipe: Recipe) -> int:
     return parameters(recipe.model, recipe.tokenizer.vocab_size)
 
 
-def _explained(error: RunPodError) -> AttemptFailed:
-    """The failure's word for what RunPod has refused."""
+def explained(error: RunPodError, rule_violation: Failure = Failure.NO_CAPACITY) -> AttemptFailed:
+    """The failure's word for what RunPod has refused. rule_violation: for a 400 that may be another offer's
+    fault, or our own."""
     failures: dict[type[RunPodError], Failure] = {
         Unauthorized: Failure.BAD_REQUEST,
         Invalid: Failure.BAD_REQUEST,
+        QuotaExceeded: Failure.BAD_REQUEST,
         InsufficientBalance: Failure.BUDGET,
         # Another candidate may do, or the same one later.
         NoCapacity: Failure.NO_CAPACITY,
-        RuleViolation: Failure.NO_CAPACITY,
+        RuleViolation: rule_violation,
         Forbidden: Failure.NO_CAPACITY,
         RateLimited: Failure.NO_CAPACITY,
         Unavailable: Failure.NO_CAPACITY,

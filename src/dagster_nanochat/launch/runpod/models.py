@@ -46,7 +46,9 @@ class Stock(enum.StrEnum):
 # Requests
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """Base of what is sent."""
+
     # Environments hold secrets: no error shows what was put in.
     model_config = ConfigDict(
         extra="forbid",
@@ -61,18 +63,18 @@ class _Request(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-class PersistentMount(_Request):
+class PersistentMount(RequestBody):
     """Volume disk of the pod's own host, in GB."""
 
     size: int = Field(ge=10)
     path: str
 
 
-class Mounts(_Request):
+class Mounts(RequestBody):
     persistent: PersistentMount | None = None
 
 
-class GpuRequest(_Request):
+class GpuRequest(RequestBody):
     """min_ram_per_gpu: GiB of main memory. It is newer than the specification at hand."""
 
     id: str
@@ -81,7 +83,7 @@ class GpuRequest(_Request):
     min_ram_per_gpu: int | None = Field(default=None, ge=1)
 
 
-class _ContainerRequest(_Request):
+class _ContainerRequest(RequestBody):
     """args: what the image's entrypoint is given, split at blanks. disk: GB, lost with the pod."""
 
     name: str = Field(min_length=1)
@@ -102,7 +104,7 @@ class PodRequest(_ContainerRequest):
     registry: str | None = None
 
 
-class ClusterCompute(_Request):
+class ClusterCompute(RequestBody):
     gpu_type_id: str = Field(min_length=1)
     gpu_count_per_pod: int = Field(ge=1)
     pod_count: int = Field(ge=2)
@@ -119,7 +121,9 @@ class ClusterRequest(_ContainerRequest):
 # Answers
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Base of what comes back."""
+
     model_config = ConfigDict(
         extra="ignore",
         frozen=True,
@@ -129,26 +133,26 @@ class _Answer(BaseModel):
     )
 
 
-class PodGpu(_Answer):
+class PodGpu(Answer):
     id: str | None = None
     count: int | None = None
 
 
-class PodPort(_Answer):
+class PodPort(Answer):
     private: int | None = None
     public: int | None = None
     type: str | None = None
     ip: str | None = None
 
 
-class GpuUtilisation(_Answer):
+class GpuUtilisation(Answer):
     """Percent."""
 
     util: float | None = None
     memory_util: float | None = None
 
 
-class PodRuntime(_Answer):
+class PodRuntime(Answer):
     """What the running container does. uptime: seconds."""
 
     uptime: float | None = None
@@ -156,13 +160,13 @@ class PodRuntime(_Answer):
     ports: tuple[PodPort, ...] | None = None
 
 
-class PodCluster(_Answer):
+class PodCluster(Answer):
     id: str
     rank: int | None = None
     ip: str | None = None
 
 
-class Pod(_Answer):
+class Pod(Answer):
     """A machine. Its status may be a word that `PodStatus` does not have (yet).
 
     usd_per_h is what RunPod bills now; it has been seen above 0 on an EXITED pod.
@@ -186,23 +190,23 @@ class Pod(_Answer):
     started_at: datetime | None = None
 
 
-class ClusterShape(_Answer):
+class ClusterShape(Answer):
     gpu_type_id: str | None = None
     gpu_count_per_pod: int | None = None
     pod_count: int | None = None
 
 
-class ClusterPods(_Answer):
+class ClusterPods(Answer):
     total: int | None = None
     by_status: dict[str, int] | None = None
 
 
-class ClusterPrimary(_Answer):
+class ClusterPrimary(Answer):
     pod_id: str | None = None
     status: str | None = None
 
 
-class Cluster(_Answer):
+class Cluster(Answer):
     """Several machines that are created and deleted together."""
 
     id: str
@@ -215,28 +219,30 @@ class Cluster(_Answer):
     created_at: datetime | None = None
 
 
-class PerCloud(_Answer):
-    """A number for each cloud; None where the catalog has none."""
+class PerCloud(Answer):
+    """A number for each cloud, and for workers of endpoints; None where the catalog has none."""
 
     secure: float | None = None
     community: float | None = None
+    serverless: float | None = None
 
     def of(self, cloud: Cloud) -> float | None:
         return self.secure if cloud == "SECURE" else self.community
 
 
-class DataCenterStock(_Answer):
+class DataCenterStock(Answer):
     id: str
     availability: Annotated[Stock | str, Field(union_mode="left_to_right")] = Stock.NONE
 
 
-class CudaStock(_Answer):
+class CudaStock(Answer):
     version: str
     available: bool = False
 
 
-class GpuType(_Answer):
-    """A line of the catalog. price: USD per hour of one GPU. memory: GB. max_count: of one machine.
+class GpuType(Answer):
+    """A line of the catalog. price: USD per hour of one GPU. memory: GB. max_count: of one machine. pool:
+    what an endpoint calls it by, with others of its kind.
 
     availability, data_centers and cuda_versions are told for one cloud: `asked_cloud`, which the client
     notes here; availability None was not asked for.
@@ -244,6 +250,7 @@ class GpuType(_Answer):
 
     id: str
     name: str = ""
+    pool: str | None = None
     manufacturer: str | None = None
     memory: float = 0
     secure: bool = False
@@ -259,11 +266,11 @@ class GpuType(_Answer):
         return self.secure if cloud == "SECURE" else self.community
 
 
-class Secret(_Answer):
+class Secret(Answer):
     name: str
 
 
-class Billing(_Answer):
+class Billing(Answer):
     """What something cost within a bucket of time, in USD."""
 
     start_time: datetime

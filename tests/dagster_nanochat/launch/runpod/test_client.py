@@ -13,7 +13,14 @@ import pytest
 from standins.runpod_api import CANARY, Clock, problem
 
 from dagster_nanochat.launch.runpod import errors
-from dagster_nanochat.launch.runpod.client import API_URL, RunPodClient
+from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.endpoint_models import (
+    EndpointGpu,
+    EndpointRequest,
+    QueueDelay,
+    WorkerLimits,
+)
+from dagster_nanochat.launch.runpod.exchange import API_URL
 from dagster_nanochat.launch.runpod.models import ClusterCompute, ClusterRequest, GpuRequest, PodRequest
 
 POD = PodRequest(name="dg-token", image="i", disk=1, gpu=GpuRequest(id="NVIDIA L4"))
@@ -26,6 +33,17 @@ CLUSTER = ClusterRequest(
 NO_INSTANCES = (
     "There are no longer any instances available with the requested specifications. "
     "Please refresh and try again."
+)
+WORKERS_QUOTA = (
+    "Max workers across all endpoints must not exceed your workers quota (5). Reduce the max workers for "
+    "other endpoints or lower the max worker count for this endpoint to at most 0."
+)
+ENDPOINT = EndpointRequest(
+    name="nanochat-d4",
+    image="i",
+    gpu=EndpointGpu(pools=("ADA_24",)),
+    workers=WorkerLimits(min=0, max=2, idle_timeout=60),
+    scaling=QueueDelay(queue_delay=4),
 )
 ClientOf = Callable[..., RunPodClient]
 Answer = httpx.Response | Exception
@@ -56,10 +74,14 @@ READS_AND_REMOVALS: list[Callable[[RunPodClient], Any]] = [
     lambda client: client.delete_pod("p"),
     lambda client: client.terminate("p"),
     lambda client: client.delete_cluster("c"),
+    lambda client: client.get_endpoint("p"),
+    lambda client: client.update_endpoint("p", ENDPOINT.as_change()),
+    lambda client: client.delete_endpoint("e"),
 ]
 CREATIONS: list[Callable[[RunPodClient], Any]] = [
     lambda client: client.create_pod(POD),
     lambda client: client.create_cluster(CLUSTER),
+    lambda client: client.create_endpoint(ENDPOINT),
 ]
 
 
@@ -135,6 +157,7 @@ def test_a_creation_is_sent_again_after_429_only(
 REFUSALS = [
     (problem(400, NO_INSTANCES), errors.NoCapacity, "no longer any instances"),
     (problem(400, "image: not allowed"), errors.RuleViolation, "image: not allowed"),
+    (problem(400, WORKERS_QUOTA), errors.QuotaExceeded, "nanochat endpoints rm"),
     (problem(401, "missing bearer token"), errors.Unauthorized, "RUNPOD_API_KEY"),
     (problem(402, "insufficient balance"), errors.InsufficientBalance, "credit for at least an hour"),
     (problem(403, "access denied"), errors.Forbidden, "another GPU type"),
@@ -185,7 +208,14 @@ def test_what_is_gone_is_none_or_done(client_of: ClientOf) -> None:
     client.delete_pod("p")
     client.terminate("p")
     client.delete_cluster("c")
-    for missing in (lambda: client.pod_logs("p"), lambda: client.cluster_pods("c")):
+    assert client.get_endpoint("e") is None
+    client.delete_endpoint("e")
+    for missing in (
+        lambda: client.pod_logs("p"),
+        lambda: client.cluster_pods("c"),
+        lambda: client.update_endpoint("e", ENDPOINT.as_change()),
+        lambda: client.endpoint_workers("e"),
+    ):
         with pytest.raises(errors.NotFound):
             missing()
 

@@ -11,6 +11,14 @@ import pytest
 from standins.runpod_api import Specification
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.endpoint_models import (
+    Endpoint,
+    EndpointChange,
+    EndpointGpu,
+    EndpointRequest,
+    QueueDelay,
+    WorkerLimits,
+)
 from dagster_nanochat.launch.runpod.errors import RunPodError, problem_of, refusal
 from dagster_nanochat.launch.runpod.models import (
     Cluster,
@@ -47,6 +55,17 @@ CLUSTER = ClusterRequest(
     disk=50,
     args="train",
     compute=ClusterCompute(gpu_type_id="NVIDIA H100 80GB HBM3", gpu_count_per_pod=8, pod_count=2),
+)
+ENDPOINT = EndpointRequest(
+    name="nanochat-d4",
+    image="ghcr.io/someone/nanochat@sha256:00",
+    env={"A": "b"},
+    disk=20,
+    gpu=EndpointGpu(pools=("ADA_24", "AMPERE_24"), min_cuda_version="13.0"),
+    workers=WorkerLimits(min=0, max=2, idle_timeout=60),
+    scaling=QueueDelay(queue_delay=4),
+    timeout=300_000,
+    data_center_ids=("US-KS-2",),
 )
 CLUSTER_ANSWER = {
     "id": "cluster_1",
@@ -89,6 +108,18 @@ CALLS: list[tuple[str, Callable[[RunPodClient], Any]]] = [
         "GET /v2/billing/clusters",
         lambda client: client.billing_clusters(START, END, bucket="day", cluster_id="c"),
     ),
+    ("POST /v2/serverless", lambda client: client.create_endpoint(ENDPOINT)),
+    ("PATCH /v2/serverless/{id}", lambda client: client.update_endpoint("e", ENDPOINT.as_change())),
+    (
+        "PATCH /v2/serverless/{id}",
+        lambda client: client.update_endpoint("e", EndpointChange(workers=WorkerLimits(min=0, max=0))),
+    ),
+    ("GET /v2/serverless/{id}", lambda client: client.get_endpoint("e")),
+    ("GET /v2/serverless", lambda client: client.list_endpoints()),
+    ("GET /v2/serverless/{id}/workers", lambda client: client.endpoint_workers("e")),
+    ("GET /v2/serverless/{id}/releases", lambda client: client.endpoint_releases("e")),
+    ("DELETE /v2/serverless/{id}", lambda client: client.delete_endpoint("e")),
+    ("GET /v2/billing/serverless", lambda client: client.billing_serverless(START, END)),
     ("GET /v2/account/secrets", lambda client: client.secrets()),
 ]
 
@@ -154,6 +185,9 @@ MODELS: list[tuple[str, str, str | None, type[Any]]] = [
     ("/v2/pods/{id}/action", "post", None, Pod),
     ("/v2/catalog/gpus", "get", "gpus", GpuType),
     ("/v2/billing/pods", "get", "records", PodBilling),
+    ("/v2/serverless", "get", "endpoints", Endpoint),
+    ("/v2/serverless", "post", None, Endpoint),
+    ("/v2/serverless/{id}", "patch", None, Endpoint),
 ]
 
 
