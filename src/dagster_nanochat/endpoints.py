@@ -75,8 +75,8 @@ def _list(client: RunPodClient, store: ObjectStore) -> int:
         console.print(f"no model of {store.url} has an endpoint")
     for record in records.values():
         notes.append(
-            f"{record.name} ({record.id}) of {record.model} is gone from RunPod: deploy it anew, or forget it "
-            f"with `nanochat endpoints rm {record.model}`"
+            f"{record.name} ({record.id}) of {record.model} is gone from RunPod: deploy it anew, or forget "
+            f"it with `nanochat endpoints rm {record.model}`"
         )
     for note in notes:
         console.print(note, markup=False)

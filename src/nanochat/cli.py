@@ -8,7 +8,6 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import enum
-import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -202,20 +201,19 @@ def _serve(
     try:
         from nanochat.inference.chat import load_engine
         from nanochat.serving.app import Serving
-        from nanochat.serving.gate import Limits
+        from nanochat.serving.gate import Limits, configured_keys
         from nanochat.serving.protocol import Defaults
         from nanochat.serving.server import LoadedModel
         from nanochat.serving.server import serve as run
 
         store = open_store()
-        keys = os.environ.get("NANOCHAT_API_KEY", "").split(",")
         models = [
             LoadedModel(name, load_engine(store, model, source.value), source is not SourceChoice.BASE)
             for name, (model, source) in wanted.items()
         ]
         serving = Serving(
             defaults=Defaults(max_tokens=max_tokens, temperature=CHAT_TEMPERATURE),
-            api_keys=tuple(key.strip() for key in keys if key.strip()),
+            api_keys=configured_keys(),
             limits=limits or Limits(),
             request_s=max_seconds,
         )

@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import logging
 import math
+import os
 import time
 import traceback
 from collections import Counter, OrderedDict
@@ -26,7 +27,15 @@ from nanochat.serving.errors import ApiError, overloaded
 
 _log = logging.getLogger(__name__)
 
+# One key or several with commas between, of which clients must send one.
+KEYS_ENV = "NANOCHAT_API_KEY"
 _MINUTE_S = 60.0
+
+
+def configured_keys() -> tuple[str, ...]:
+    """The API keys that the environment names; none where anybody may ask."""
+    keys = os.environ.get(KEYS_ENV, "").split(",")
+    return tuple(key.strip() for key in keys if key.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

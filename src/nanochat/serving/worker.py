@@ -20,10 +20,11 @@ from nanochat.inference.generation import Request
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.scheduler import ClosedError, End, Event, QueueFullError, Scheduler
 from nanochat.recipes import explain
-from nanochat.serving.app import Serving, create_app
+from nanochat.serving.app import ServedModel, Serving, create_app
+from nanochat.serving.gate import configured_keys
 from nanochat.serving.jobs import Jobs
 from nanochat.serving.protocol import Defaults
-from nanochat.serving.server import serve
+from nanochat.serving.server import LoadedModel, serve
 from nanochat.serving.weights import Weights, baked_weights, stored_weights
 from nanochat.store import open_store
 
@@ -116,7 +117,7 @@ class Worker:
         )
         self._warm_up(self._scheduler)
         self._jobs = Jobs(
-            create_app(self._scheduler, self._serving(weights)),
+            create_app([ServedModel(weights.model, self._scheduler, weights.chat)], self._serving()),
             model=weights.model,
             weights=weights.document(),
             post_every_s=self.settings.post_every_s,
@@ -132,10 +133,11 @@ class Worker:
         """As a load-balancer endpoint's worker: HTTP on `port`, until SIGTERM."""
         weights = self._load()
         serve(
-            weights.engine,
-            self._serving(weights, api_key=os.environ.get("NANOCHAT_API_KEY") or None),
+            [LoadedModel(weights.model, weights.engine, weights.chat)],
+            self._serving(configured_keys()),
             host=self.settings.host,
             port=self.settings.port,
+            page="/",
             max_rows=self.settings.max_rows,
             max_waiting=4 * self.settings.max_rows,
         )
@@ -158,12 +160,10 @@ class Worker:
             receipt_sha256=settings.receipt_sha256,
         )
 
-    def _serving(self, weights: Weights, api_key: str | None = None) -> Serving:
+    def _serving(self, api_keys: tuple[str, ...] = ()) -> Serving:
         return Serving(
-            model=weights.model,
-            chat=weights.chat,
             defaults=Defaults(max_tokens=self.settings.max_tokens, temperature=self.settings.temperature),
-            api_key=api_key,
+            api_keys=api_keys,
             request_s=self.settings.request_s,
         )
 

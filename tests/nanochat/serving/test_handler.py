@@ -131,7 +131,7 @@ def test_the_openai_client_is_answered_as_by_our_api(deployed: tuple[Emulator, J
         client.chat.completions.create(model="other", messages=MESSAGES)
     assert error.value.body == {
         "status": 404,
-        "message": "there is no model 'other' here; 'quick' is served",
+        "message": "there is no model 'other' here, only 'quick'",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",
