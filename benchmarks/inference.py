@@ -32,7 +32,9 @@ import torch
 
 from nanochat.inference.batch import Batch
 from nanochat.inference.calculator import Calculator
+from nanochat.inference.formats import WeightFormat
 from nanochat.inference.generation import Request
+from nanochat.inference.quantized import quantize
 from nanochat.inference.sampling import Sampling
 from nanochat.model.gpt import GPT
 from nanochat.recipes import SPECIAL_TOKENS, Model, named_recipes
@@ -309,6 +311,10 @@ def bench(name: str, arguments: argparse.Namespace) -> None:
     engines[OURS] = Ours(random_model(config, vocab_size).fuse(), vocab_size)
     if "bf16" in arguments.dtypes:
         engines["ours-bf16"] = Ours(random_model(config, vocab_size).to(torch.bfloat16).fuse(), vocab_size)
+    for format in (WeightFormat.INT8, WeightFormat.INT4):
+        if format in arguments.dtypes:
+            small = quantize(random_model(config, vocab_size).fuse(), format)
+            engines[f"ours-{format}"] = Ours(small, vocab_size)
     if upstream is not None:
         engines["upstream"] = upstream
     if hugging_face is not None:
@@ -358,7 +364,7 @@ def main() -> None:
     parser.add_argument("--upstream", type=Path, help="a checkout of nanochat at 796f845")
     parser.add_argument("--models", nargs="+", choices=sorted(VOCABULARIES), default=["d4"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128])
-    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16", "int8", "int4"], default=["fp32"])
     parser.add_argument(
         "--measure", nargs="+", choices=["prefill", "decode", "load"], default=["prefill", "decode", "load"]
     )

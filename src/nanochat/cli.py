@@ -1,8 +1,8 @@
 """The command `nanochat`.
 
-`chat`, `serve`, `compare`, `export` and `push` are here; commands that need the graph or a launcher are
-registered by entry points of the group ``nanochat.commands``, each a callable that takes the typer app.
-Nothing heavy is imported before a command runs.
+`chat`, `serve`, `compare`, `bpb`, `export` and `push` are here; commands that need the graph or a
+launcher are registered by entry points of the group ``nanochat.commands``, each a callable that takes
+the typer app. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from nanochat.inference.formats import WeightFormat
 
 if TYPE_CHECKING:
     from nanochat.inference.engine import Engine
@@ -36,6 +38,14 @@ class SourceChoice(enum.StrEnum):
     SFT = "sft"
 
 
+Weights = Annotated[
+    WeightFormat,
+    typer.Option(
+        help="How the matrices are held; int8 and int4 are for a CPU (`nanochat bpb` measures them)."
+    ),
+]
+
+
 @app.callback()
 def nanochat() -> None:
     """Train a chat model from scratch, and talk to it."""
@@ -55,6 +65,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens only.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Length of an answer in tokens, at most.")] = 256,
     seed: Annotated[int | None, typer.Option(help="Makes drawn answers repeatable.")] = None,
+    weights: Weights = WeightFormat.FLOAT,
 ) -> None:
     """Ask a trained model one question, or talk to it."""
     from nanochat.store import StoreError, open_store
@@ -66,7 +77,7 @@ def chat(
         from nanochat.inference.sampling import Sampling
 
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
-        engine = load_engine(open_store(), model, source.value)
+        engine = load_engine(open_store(), model, source.value, weights=weights)
         if question is not None:
             print(_one_answer(engine, question, source, sampling))
             return
@@ -115,6 +126,7 @@ def serve(
     max_rows: MaxRows = 32,
     max_waiting: MaxWaiting = 128,
     max_tokens: MaxTokens = 1024,
+    weights: Weights = WeightFormat.FLOAT,
     max_seconds: Annotated[
         float, typer.Option(help="Time of an answer; then it ends as if it were too long.", min=0.1)
     ] = 300.0,
@@ -155,6 +167,7 @@ def serve(
         limits=limits,
         max_seconds=max_seconds,
         shutdown_seconds=shutdown_seconds,
+        weights=weights,
     )
 
 
@@ -194,6 +207,7 @@ def _serve(
     limits: Limits | None = None,
     max_seconds: float = 300.0,
     shutdown_seconds: float = 60.0,
+    weights: WeightFormat = WeightFormat.FLOAT,
 ) -> None:
     """wanted: a model and its stage, by the name it is served under."""
     from nanochat.store import StoreError, open_store
@@ -208,7 +222,11 @@ def _serve(
 
         store = open_store()
         models = [
-            LoadedModel(name, load_engine(store, model, source.value), source is not SourceChoice.BASE)
+            LoadedModel(
+                name,
+                load_engine(store, model, source.value, weights=weights),
+                source is not SourceChoice.BASE,
+            )
             for name, (model, source) in wanted.items()
         ]
         serving = Serving(
@@ -227,6 +245,32 @@ def _serve(
             max_waiting=max_waiting,
             shutdown_s=shutdown_seconds,
         )
+    except (ValueError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def bpb(
+    model: Annotated[str, typer.Option(help="Which model.")] = "quick",
+    source: Annotated[SourceChoice, typer.Option(help="Which stage of it.")] = SourceChoice.SFT,
+    tokens: Annotated[int, typer.Option(help="Of the validation text.", min=1)] = 32_768,
+) -> None:
+    """Measure what int8 and int4 weights cost a model, in bits per byte of its validation text."""
+    from nanochat.store import StoreError, open_store
+
+    try:
+        from nanochat.serving.formats import format_losses
+
+        trained = None
+        for loss in format_losses(open_store(), model, source.value, list(WeightFormat), tokens):
+            if trained is None:
+                trained = loss.bits_per_byte
+                print("weights  matrices (MB)  bits per byte  more than float")
+            more = loss.bits_per_byte - trained
+            print(
+                f"{loss.format:7}  {loss.matrix_bytes / 1e6:13.1f}  {loss.bits_per_byte:13.4f}  {more:+15.4f}"
+            )
     except (ValueError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nanochat.data.conversations import Conversation, Message, Part
+from nanochat.inference.formats import WeightFormat
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import join_pieces
 from nanochat.recipe_book import load_recipes
@@ -110,14 +111,21 @@ def load_chat(
 
 
 def load_engine(
-    store: ObjectStore, model: str, source: Source = "sft", device: str = "auto", *, as_trained: bool = False
+    store: ObjectStore,
+    model: str,
+    source: Source = "sft",
+    device: str = "auto",
+    *,
+    weights: WeightFormat = WeightFormat.FLOAT,
+    as_trained: bool = False,
 ) -> Engine:
     """The engine over a model's current `source` stage (see `open_engine`).
 
     Raises ChatError where that stage is not built, CheckpointError where a file is not what its receipt
     says.
     """
-    return receipt_engine(store, built_receipt(store, model, source), device, as_trained=as_trained)
+    receipt = built_receipt(store, model, source)
+    return receipt_engine(store, receipt, device, weights=weights, as_trained=as_trained)
 
 
 def built_receipt(store: ObjectStore, model: str, source: Source) -> Receipt:
@@ -129,7 +137,12 @@ def built_receipt(store: ObjectStore, model: str, source: Source) -> Receipt:
 
 
 def receipt_engine(
-    store: ObjectStore, receipt: Receipt, device: str = "auto", *, as_trained: bool = False
+    store: ObjectStore,
+    receipt: Receipt,
+    device: str = "auto",
+    *,
+    weights: WeightFormat = WeightFormat.FLOAT,
+    as_trained: bool = False,
 ) -> Engine:
     """The engine over what a stage's receipt names, and the tokenizer of its lineage. Raises as
     `load_engine`."""
@@ -148,21 +161,29 @@ def receipt_engine(
                 f"stage {receipt.stage} ({receipt.fingerprint[:12]}) was trained with another tokenizer than "
                 f"{tokenizer_file.key}; rebuild it with --force"
             )
-        return open_engine(folder, device, as_trained=as_trained)
+        return open_engine(folder, device, weights=weights, as_trained=as_trained)
 
 
-def open_engine(folder: Path, device: str = "auto", *, as_trained: bool = False) -> Engine:
+def open_engine(
+    folder: Path,
+    device: str = "auto",
+    *,
+    weights: WeightFormat = WeightFormat.FLOAT,
+    as_trained: bool = False,
+) -> Engine:
     """The engine over a folder with weights, model card and tokenizer; `auto` is an NVIDIA GPU where there
     is one, else the CPU (an Apple GPU only where `mps` is asked for).
 
     Weights are bfloat16 where that is faster: on an NVIDIA GPU, and on a CPU that multiplies it natively
-    (one with AVX2 alone takes longer than with fp32); else fp32. They are laid out for inference. as_trained:
-    fp32, as the checkpoint has them. Raises CheckpointError naming the file.
+    (one with AVX2 alone takes longer than with fp32); else fp32. They are laid out for inference. weights:
+    the matrices' format. as_trained: fp32, as the checkpoint has them. Raises CheckpointError naming the
+    file, ChatError where the weights cannot be in that format.
     """
     import torch
 
     from nanochat.inference.engine import Engine
     from nanochat.inference.prefixes import PREFIX_CACHE_BYTES
+    from nanochat.inference.quantized import quantize
     from nanochat.tokenizer import Tokenizer
     from nanochat.training.checkpoint import load_model
     from nanochat.training.runtime import cpu_has_fast_bf16
@@ -173,7 +194,10 @@ def open_engine(folder: Path, device: str = "auto", *, as_trained: bool = False)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     loaded = load_model(folder, device=chosen, dtype=dtype)
     if not as_trained:
-        loaded.fuse()
+        try:
+            quantize(loaded.fuse(), weights)
+        except ValueError as error:
+            raise ChatError(str(error)) from error
     return Engine(loaded, tokenizer, prefix_cache_bytes=PREFIX_CACHE_BYTES)
 
 
