@@ -25,7 +25,7 @@ if [ -n "$model" ]; then
   flags+=(--build-arg "CHECKPOINT=checkpoint/$model")
   # What is inside can be asked of the registry, without pulling.
   for field in model stage fingerprint receipt_sha256; do
-    value=$(sed -nE "s/^ *\"$field\": *\"([A-Za-z0-9._-]+)\".*/\\1/p" "$listed")
+    value=$(grep -oE "\"$field\": *\"[A-Za-z0-9._-]+\"" "$listed" | head -n 1 | cut -d '"' -f 4 || true)
     if [ -z "$value" ]; then
       echo "$listed does not name its $field: let sft_checkpoint write it again." >&2
       exit 1

@@ -62,7 +62,7 @@ class Jobs:
     def __init__(self, api: Api, endpoint: dict[str, Any]) -> None:
         self.url = f"{api.emulator.jobs_url}/{endpoint['id']}"
         headers = {"Authorization": f"Bearer {api.emulator.api_key}"}
-        self._client = httpx.Client(headers=headers, timeout=60, trust_env=False, verify=False)
+        self._client = httpx.Client(headers=headers, timeout=120, trust_env=False, verify=False)
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._client.request(method, f"{self.url}{path}", **options)

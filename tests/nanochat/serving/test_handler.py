@@ -21,11 +21,12 @@ from standins.waiting import wait_for
 from nanochat.store import ObjectStore
 from nanochat.store.receipts import current_receipt
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 QUESTION, SAID = "What is your name?", "I am NanoChat 😀."
 MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
-COLD_START_S = 60.0
+# Some six seconds where nothing else runs.
+COLD_START_S = 100.0
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ _STEP = "from nanochat.inference.batch import Batch\nstep = Batch.step\nimport o
 
 def test_a_cancelled_job_frees_its_place(slow: Callable[..., tuple[Emulator, Jobs]]) -> None:
     _, jobs = slow(
-        f"{_STEP}def slowly(batch):\n    time.sleep(0.3)\n    return step(batch)\nBatch.step = slowly"
+        f"{_STEP}def slowly(batch):\n    time.sleep(2)\n    return step(batch)\nBatch.step = slowly"
     )
     endless = {"prompt": "Once", "max_tokens": 90, "stream": True}
     id = jobs.run(endless)
@@ -186,8 +187,8 @@ def test_a_cancelled_job_frees_its_place(slow: Callable[..., tuple[Emulator, Job
     assert jobs("POST", f"/cancel/{id}").json()["status"] == "CANCELLED"
     answer = jobs.run_sync({"prompt": "Once", "max_tokens": 1})
     assert answer["status"] == "COMPLETED", answer
-    # 90 tokens would have taken 27 s.
-    assert time.monotonic() - began < 20
+    # 90 tokens would have taken three minutes.
+    assert time.monotonic() - began < 90
     assert jobs.status(id)["status"] == "CANCELLED"
 
 
@@ -268,6 +269,7 @@ def test_cold_start(deployed: tuple[Emulator, Jobs], record_property: Callable[[
     wait_for(lambda: jobs("GET", f"/stream/{id}").json()["stream"], within_s=COLD_START_S)
     seconds = time.monotonic() - began
     record_property("cold_start_s", seconds)
-    print(f"cold start to the first piece: {seconds:.1f} s on {os.cpu_count()} cores")
+    print(f"cold start to the first piece: {seconds:.1f} s on {os.cpu_count()} cores, of these:")
+    print(*(line for line in emulator.logs(emulator.workers()[-1].id) if "checks passed" in line))
     api("PATCH", path, json={"workers": {"min": 1, "max": 1}})
     assert seconds < COLD_START_S
