@@ -44,6 +44,7 @@ from nanochat.serving.documents import (
 from nanochat.serving.errors import ApiError, bad_value, overloaded
 from nanochat.serving.gate import Gate, Gated, Limits, log_failure, shutting_down
 from nanochat.serving.inbox import Inbox
+from nanochat.serving.page import add_page
 from nanochat.serving.protocol import ChatBody, CompletionBody, Defaults, chat_request, completion_request
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
@@ -90,6 +91,7 @@ def create_app(models: Sequence[ServedModel], serving: Serving) -> FastAPI:
     for path in ("/health", "/ping"):
         app.add_api_route(path, service.health, responses=told(Health, 503))
     app.add_api_route("/metrics", service.metrics, response_class=PlainTextResponse)
+    add_page(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
