@@ -65,7 +65,7 @@ class Served:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
 
     def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=self.body(path, **body), timeout=20)
+        return httpx.post(f"{self.url}{path}", json=self.body(path, **body), timeout=120)
 
     def body(self, path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
         if path == "/v1/chat/completions":

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from nanochat.data.conversations import Part
+from nanochat.data.conversations import Part, PartType
 from nanochat.inference.generation import FinishReason, Generation, Token
 from nanochat.inference.scheduler import Usage
+from nanochat.inference.tools import join_pieces
 from nanochat.tokenizer import Tokenizer
 
 Kind = Literal["chat", "completion"]
@@ -25,6 +26,8 @@ class Answers:
         self._kind = kind
         self._tokenizer = tokenizer
         self._logprobs = logprobs
+        # By choice: the type of its newest part, and the index of its newest call or output.
+        self._newest_part: dict[int, tuple[PartType, int]] = {}
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
@@ -50,14 +53,14 @@ class Answers:
 
     def piece(self, choice: int, parts: Iterable[Part], tokens: tuple[Token, ...]) -> dict[str, Any]:
         """The chunk of what came anew."""
-        parts = tuple(parts)
+        parts = join_pieces(parts)
         text = "".join(part.text for part in parts if part.type == "text")
         if self._kind == "completion":
             return self._chunk(choice, {"text": text}, None, self._logprobs_of(tokens))
         delta: dict[str, Any] = {"content": text} if text else {}
-        called = [part for part in parts if part.type != "text"]
+        called = self._called(choice, parts)
         if called:
-            delta["nanochat"] = {"parts": [_part(part) for part in called]}
+            delta["nanochat"] = {"parts": called}
         return self._chunk(choice, {"delta": delta}, None, self._logprobs_of(tokens))
 
     def last(self, choice: int, reason: FinishReason) -> dict[str, Any]:
@@ -68,6 +71,19 @@ class Answers:
     def usage(self, usage: Usage) -> dict[str, Any]:
         """The chunk behind all answers, for those who ask for it."""
         return {**self._head, "object": self._chunk_name, "choices": [], "usage": _usage(usage)}
+
+    def _called(self, choice: int, parts: Iterable[Part]) -> list[dict[str, str | int]]:
+        """Pieces of calls and outputs. Those of one of them have one index, by which OpenAI's client, too,
+        puts them together."""
+        called: list[dict[str, str | int]] = []
+        kind, index = self._newest_part.get(choice, ("text", -1))
+        for part in parts:
+            if part.type != "text":
+                index += part.type != kind
+                called.append({"index": index, **_part(part)})
+            kind = part.type
+        self._newest_part[choice] = kind, index
+        return called
 
     @property
     def _chunk_name(self) -> str:

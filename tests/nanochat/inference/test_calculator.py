@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from standins.hostile import HOSTILE
 
 from nanochat.inference.calculator import Calculator, Refusal, Result
 
@@ -59,73 +60,6 @@ def workers() -> dict[int, int]:
 )
 def test_arithmetic_and_counts_have_results(calculator: Calculator, expression: str, text: str) -> None:
     assert calculator.evaluate(expression) == Result(text)
-
-
-HOSTILE = [
-    "",
-    " ",
-    "1+",
-    "((((1))",
-    "(" * 500 + "1" + ")" * 500,
-    "[" * 250,
-    "-" * 250,
-    "9" * 5000,
-    "9**9**9",
-    "9**9**9**9",
-    "7**7**8",
-    "2**(2**26)",
-    "2**9999999",
-    "10**64",
-    "2.0**100000",
-    "1e308*10",
-    "1e308*10-1e308*10",
-    "(-8)**(1/3)",
-    "1/0",
-    "1//0",
-    "5%0",
-    "1,2",
-    "True",
-    "None",
-    "...",
-    "1j",
-    "b'a'.count(b'a')",
-    "f'{1}'.count('1')",
-    "'a'",
-    "'a'*10",
-    "'a'*10**9",
-    "('a'*10**9).count('a')",
-    "'a'.zfill(2000000000).count('0')",
-    "'a'.center(10**9).count(' ')",
-    "'a'.replace('a', 'b'*10**9)",
-    "'{0.__class__}'.format(1)",
-    "'a'.count",
-    "'a'.count('a', 0)",
-    "'a'.count(*['a'])",
-    "'a'.count(sub='a')",
-    "'a'.count('\\x00')",
-    "'\ud83d'.count('a')",
-    "().__class__.__bases__[0].__subclasses__()",
-    "__import__('os').system('true')",
-    "open('/etc/passwd').read()",
-    "exit() or 'a'.count('a')",
-    "print('x') or 'a'.count('a')",
-    "(lambda: 1)()",
-    "[x for x in range(10**12)]",
-    "sum(range(10**12))",
-    "(x := 1)",
-    "1 if 1 else 2",
-    "1 < 2",
-    "1 and 2",
-    "~1",
-    "1 << 1000000000",
-    "import os",
-    "while True: pass",
-    "1\n+1",
-    "1;2",
-    "1\x00",
-    "1 # \u202e",
-    "١+1",
-]
 
 
 def test_hostile_expressions_are_refused_within_their_bounds(calculator: Calculator) -> None:

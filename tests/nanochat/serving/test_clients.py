@@ -186,10 +186,11 @@ def test_told_to_end_it_answers_what_it_has_accepted_and_tells_others_so(
         wait_for(lambda: one.post() and False, within_s=5)
 
 
+@pytest.mark.parametrize(("shutdown_s", "signals"), [(0.5, 1), (60.0, 2)])
 def test_what_is_not_answered_in_the_time_for_ending_is_broken_off_in_good_order(
-    served: Callable[..., Served],
+    served: Callable[..., Served], shutdown_s: float, signals: int
 ) -> None:
-    one = served(max_rows=1, context=LONG + 100, max_tokens=LONG, shutdown_s=0.5)
+    one = served(max_rows=1, context=LONG + 100, max_tokens=LONG, shutdown_s=shutdown_s)
     one.model.pace_s = 0.05
     asked = {"model": "tiny", "prompt": "Long", "stream": True}
     with ThreadPoolExecutor() as pool:
@@ -197,7 +198,8 @@ def test_what_is_not_answered_in_the_time_for_ending_is_broken_off_in_good_order
         wait_for(lambda: one.scheduler.stats().running == 1)
         queued = pool.submit(one.post, "/v1/completions", **asked)
         wait_for(lambda: one.scheduler.stats().waiting == 1)
-        one.end()
+        for _ in range(signals):
+            one.end()
         *_, last, done = events_of(running.result().text)
         assert json.loads(last)["choices"][0]["finish_reason"] == "length"
         assert done == "[DONE]"
