@@ -18,6 +18,7 @@ let models = [];
 let chat = newChat(1);
 const jobs = new Map(); // by answer: {chat, controller, …} of those that are being written
 const removed = new Set(); // ids of chats that are not to be kept
+let left = false; // the page is being closed, or loaded anew
 const message = byId("message");
 
 const thread = new Thread({
@@ -206,8 +207,14 @@ function settle(kept) {
   }
 }
 
+/** Keep what is being written. The browser breaks it off now, which is no fault of the server's. */
+function leave() {
+  for (const job of jobs.values()) keep(job.chat);
+  left = jobs.size > 0;
+}
+
 function keep(written) {
-  if (removed.has(written.id)) return;
+  if (left || removed.has(written.id)) return;
   written.updated = Date.now();
   try {
     const gone = writeChat(written);
@@ -418,9 +425,8 @@ for (const input of document.querySelectorAll("#theme input")) {
 }
 
 addEventListener("popstate", open);
-addEventListener("pagehide", () => {
-  for (const job of jobs.values()) keep(job.chat);
-});
+for (const leaving of ["beforeunload", "pagehide"]) addEventListener(leaving, leave);
+addEventListener("pageshow", () => (left = false));
 watchChats(showChats);
 
 open();
