@@ -13,6 +13,7 @@ from rich.table import Table
 from dagster_nanochat.launch.runpod.asking import ask
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.deployment import (
+    always_paid,
     endpoint_records,
     forget_endpoint,
     remove_endpoint,
@@ -65,8 +66,6 @@ def _list(client: RunPodClient, store: ObjectStore) -> int:
             f"{endpoint.created_at:%Y-%m-%d %H:%M} UTC" if endpoint.created_at else "?",
             "?" if billed is None else f"${billed.get(endpoint.id, 0.0):.2f}",
         )
-        if limits.min:
-            notes.append(f"{endpoint.name} always has {limits.min} workers, and they are always paid for")
         if record is None:
             notes.append(f"{endpoint.name} ({endpoint.id}) has never answered its smoke prompt")
     if table.row_count:
@@ -78,7 +77,7 @@ def _list(client: RunPodClient, store: ObjectStore) -> int:
             f"{record.name} ({record.id}) of {record.model} is gone from RunPod: deploy it anew, or forget "
             f"it with `nanochat endpoints rm {record.model}`"
         )
-    for note in notes:
+    for note in (*notes, *always_paid(client, store)):
         console.print(note, markup=False)
     return 0
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dagster_nanochat.launch.runpod.client import RunPodClient
+from dagster_nanochat.launch.runpod.deployment import always_paid
 from dagster_nanochat.launch.runpod.ending import end_machines
 from dagster_nanochat.launch.runpod.errors import RunPodError
 from dagster_nanochat.launch.runpod.sweeper import rentals, sweep
@@ -106,4 +107,6 @@ def _sweep(client: RunPodClient, store: ObjectStore) -> int:
         print(swept.describe())
     if not number:
         print("nothing to sweep: every pod of this store has an owner")
+    for note in always_paid(client, store):
+        print(note)
     return 0

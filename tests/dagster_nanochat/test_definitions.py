@@ -59,6 +59,8 @@ def test_the_public_names_are_there(location: dict[str, Any]) -> None:
         "model_run_config",
         "base_model_checkpoint",
         "nanochat_training_image",
+        "nanochat_serverless_image",
+        "serverless_endpoint",
         "midtraining_datasets",
         "midtraining_run_config",
         "midtraining_checkpoint",
@@ -76,6 +78,7 @@ def test_the_public_names_are_there(location: dict[str, Any]) -> None:
         "nanochat_1_dollar",
         "nanochat_10_dollar",
         "nanochat_100_dollar",
+        "deploy_model",
     } <= set(location["jobs"])
 
 

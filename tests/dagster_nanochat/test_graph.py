@@ -104,6 +104,8 @@ def test_every_asset_is_materialized(built: SimpleNamespace) -> None:
                 "sft_run_config",
                 "sft_checkpoint",
                 "model_report",
+                "nanochat_serverless_image",
+                "serverless_endpoint",
                 "chat_inference",
             )
         },

@@ -11,13 +11,18 @@ _SWEEP_EVERY = "*/10 * * * *"
 
 @dg.op
 def sweep_rented_machines(context: dg.OpExecutionContext, store: StoreResource) -> None:
-    """End every rented machine of this store that nobody needs, and log what it has cost."""
+    """End every rented machine of this store that nobody needs, and log what it has cost; name the endpoints
+    that cost while nobody asks them."""
     from dagster_nanochat.launch.runpod.client import RunPodClient
+    from dagster_nanochat.launch.runpod.deployment import always_paid
     from dagster_nanochat.launch.runpod.sweeper import sweep
 
+    opened = store.open()
     with RunPodClient.from_environment() as client:
-        for swept in sweep(client, store.open()):
+        for swept in sweep(client, opened):
             context.log.warning(swept.describe())
+        for note in always_paid(client, opened):
+            context.log.warning(note)
 
 
 @dg.job(executor_def=dg.in_process_executor)

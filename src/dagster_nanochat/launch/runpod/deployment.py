@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from dagster_nanochat.launch.runpod.asking import Answer, Pause, Say, ask
@@ -96,6 +96,19 @@ def endpoint_name(model: str) -> str:
 
 def endpoint_url(endpoint_id: str) -> str:
     return f"https://console.runpod.io/serverless/user/endpoint/{endpoint_id}"
+
+
+def always_paid(client: RunPodClient, store: ObjectStore) -> Iterator[str]:
+    """A sentence for each of the store's endpoints that costs money while nobody asks it. Raises
+    RunPodError."""
+    names = {record.id: record.model for record in endpoint_records(store)}
+    for endpoint in client.list_endpoints():
+        if store_of(endpoint) == store.url and endpoint.workers.min:
+            yield (
+                f"endpoint {endpoint.name} ({endpoint.id}) always has {endpoint.workers.min} workers, and "
+                f"they are always paid for: set min_workers to 0 in serverless_endpoint's config, or "
+                f"`nanochat endpoints rm {names.get(endpoint.id, endpoint.id)}`"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

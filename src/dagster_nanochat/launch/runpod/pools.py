@@ -12,8 +12,9 @@ from nanochat.failures import AttemptFailed, Failure
 from nanochat.recipes import Recipe, parameters
 
 GB = 1_000_000_000
-# Answers that a worker gives at the same time at most, each with a cache as long as the context.
-ROWS = 32
+# Answers that a worker gives at the same time at most, each with a cache as long as the context: what
+# NANOCHAT_MAX_ROWS of `nanochat.serving.worker` is unless somebody says otherwise.
+ROWS = 8
 # CUDA's own context and the library's workspaces on a GPU, and what fragmentation wastes of the rest.
 CUDA_BYTES, FRAGMENTATION = 2 * GB, 1.2
 # So many may be chosen: where one has no machine free, the next may.

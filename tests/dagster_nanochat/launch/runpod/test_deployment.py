@@ -19,6 +19,7 @@ from standins import plain_worker, s3
 from standins.runs import Run
 from standins.waiting import wait_for
 
+from dagster_nanochat import endpoints, pods
 from dagster_nanochat.launch.images import RECEIPT_LABEL, recorded_image
 from dagster_nanochat.launch.runpod import asking, deployment
 from dagster_nanochat.launch.runpod.client import RunPodClient
@@ -81,12 +82,21 @@ def store(bucket: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Obje
     return opened
 
 
-@pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    (tmp_path / "dagster").mkdir()
-    with dg.instance_for_test(temp_dir=str(tmp_path / "dagster")) as made:
-        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+@pytest.fixture(scope="module")
+def instance(
+    tmp_path_factory: pytest.TempPathFactory, module_environment: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    home = str(tmp_path_factory.mktemp("dagster"))
+    with dg.instance_for_test(temp_dir=home) as made:
+        module_environment.setenv("DAGSTER_HOME", home)
         yield made
+
+
+@pytest.fixture(scope="module")
+def definitions() -> dg.Definitions:
+    from dagster_nanochat.definitions import defs
+
+    return defs()
 
 
 @pytest.fixture
@@ -154,20 +164,15 @@ Deploy = Callable[..., Told]
 
 
 @pytest.fixture
-def deploy(instance: dg.DagsterInstance, store: ObjectStore) -> Deploy:
-    """deploy(job=…, serverless_endpoint={config}, chat_inference={config}, …)"""
-    from dagster_nanochat.definitions import defs
+def deploy(instance: dg.DagsterInstance, definitions: dg.Definitions, store: ObjectStore) -> Deploy:
+    """deploy(serverless_endpoint={config}, chat_inference={config}, …) runs the job `deploy_model`."""
 
-    def run(job: str = "deploy_model", **config: Any) -> Told:
-        result = (
-            defs()
-            .resolve_job_def(job)
-            .execute_in_process(
-                instance=instance,
-                tags={"dagster/partition": "tiny"},
-                run_config={"ops": {asset: {"config": given} for asset, given in config.items()}},
-                raise_on_error=False,
-            )
+    def run(**config: Any) -> Told:
+        result = definitions.resolve_job_def("deploy_model").execute_in_process(
+            instance=instance,
+            tags={"dagster/partition": "tiny"},
+            run_config={"ops": {asset: {"config": given} for asset, given in config.items()}},
+            raise_on_error=False,
         )
         return Told(result, instance)
 
@@ -464,3 +469,40 @@ def test_an_answer_that_is_an_error_fails_the_asset(
         run = Run(instance, asset="chat_inference", tags={"dagster/partition": "tiny"}, config={}).end()
         assert f"{why}" in run.reason
         wait_for(lambda: not any(worker.is_there for worker in runpod.workers()))
+
+
+def test_what_is_deployed_is_listed_asked_and_removed(
+    runpod: Emulator,
+    client: RunPodClient,
+    store: ObjectStore,
+    deploy: Deploy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert endpoints.list_endpoints() == 0
+    assert capsys.readouterr().out == f"no model of {store.url} has an endpoint\n"
+    assert deploy(serverless_endpoint={"min_workers": 1}).result.success
+    (endpoint,) = client.list_endpoints()
+    capsys.readouterr()
+    assert endpoints.list_endpoints() == 0
+    listed = capsys.readouterr().out
+    for part in ("nanochat-tiny", endpoint.id, "1 to 2", "IDLE", "$0."):
+        assert part in listed
+    assert f"endpoint nanochat-tiny ({endpoint.id}) always has 1 workers" in listed
+    assert pods.sweep_pods() == 0
+    assert "always has 1 workers, and they are always paid for" in capsys.readouterr().out
+
+    question = {"question": "Who?", "max_tokens": 8, "temperature": 0}
+    assert endpoints.ask_endpoint("tiny", question, within_s=30) == 0
+    said = capsys.readouterr()
+    assert said.out == "You asked: Who?\n"
+    assert said.err.startswith("(7 tokens in ")
+    assert endpoints.ask_endpoint("quick", question, within_s=30) == 1
+    assert "quick has no endpoint" in capsys.readouterr().err
+
+    assert endpoints.remove("tiny") == 0
+    assert capsys.readouterr().out.startswith(f"endpoint nanochat-tiny ({endpoint.id}) is gone")
+    assert client.list_endpoints() == []
+    assert read_endpoint(store, "tiny") is None
+    wait_for(lambda: not any(worker.is_there for worker in runpod.workers()))
+    assert endpoints.remove("tiny") == 1
+    assert "no endpoint of" in capsys.readouterr().err
