@@ -329,6 +329,7 @@ class _Run:
             checkpoint_every=stage.section.checkpoint_every,
             eval_every=stage.section.eval_every,
             progress=progress,
+            give_up_waiting=stage.inputs.arrivals.close,
         )
         self.events.emit("phase", name="train")
         try:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
+from nanochat.data.staging import Stopped
 from nanochat.model.gpt import GPT
 from nanochat.optim.groups import Optimizers
 from nanochat.training.batches import Batch, Loader
@@ -45,7 +46,8 @@ class Trainer:
     """Trains `model` for `steps` steps, counted from `progress.step`.
 
     save: called with the step just done, commits a checkpoint. evaluate: called with the step just
-    done, returns metrics by name. Both run on every rank.
+    done, returns metrics by name. Both run on every rank. give_up_waiting: called when training is
+    asked to stop; from then on `loader` raises Stopped where a step's data is still on its way.
     """
 
     def __init__(
@@ -63,14 +65,18 @@ class Trainer:
         checkpoint_every: int,
         eval_every: int,
         progress: Progress,
+        give_up_waiting: Callable[[], None],
     ) -> None:
         self.model, self.optimizers, self.loader, self.steps = model, optimizers, loader, steps
         self.runtime, self.world, self.events = runtime, world, events
         self.save, self.evaluate = save, evaluate
         self.checkpoint_every, self.eval_every = checkpoint_every, eval_every
         self.progress = progress
+        self._give_up_waiting = give_up_waiting
         self._step_seconds: float | None = None
         self._stop_requested = False
+        # The step of the newest checkpoint, that of the beginning included.
+        self._kept = progress.step
 
     def run(self) -> None:
         """Train to the end. Raises TrainingStopped after a SIGTERM, when a checkpoint is made."""
@@ -78,8 +84,10 @@ class Trainer:
             self._make_up_for_an_evaluation()
             while self.progress.step < self.steps:
                 started = time.perf_counter()
-                batch = self.loader.next_batch()
-                targets, tokens, stop = self._agree_on(batch)
+                batch = self._next_batch()
+                targets, tokens, stop, all_here = self._agree_on(batch)
+                if batch is None or not all_here:
+                    self._stop()
                 self.progress.loader = batch.state
                 if targets == 0:
                     self.progress.skipped_batches += 1
@@ -89,11 +97,22 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _agree_on(self, batch: Batch) -> tuple[float, int, bool]:
-        """Targets and tokens of the global batch, and whether any rank was asked to stop."""
-        numbers = [batch.targets(), batch.tokens, self._stop_requested]
-        targets, tokens, stops = self.world.sum_numbers(numbers)
-        return targets, int(tokens), stops > 0
+    def _next_batch(self) -> Batch | None:
+        """None where it is still on its way, and training was asked to stop."""
+        try:
+            return self.loader.next_batch()
+        except Stopped:
+            if not self._stop_requested:
+                raise
+            return None
+
+    def _agree_on(self, batch: Batch | None) -> tuple[float, int, bool, bool]:
+        """Targets and tokens of the global batch, whether any rank was asked to stop, and whether every
+        rank has its rows."""
+        mine = (0.0, 0) if batch is None else (batch.targets(), batch.tokens)
+        numbers = [*mine, self._stop_requested, batch is None]
+        targets, tokens, stops, missing = self.world.sum_numbers(numbers)
+        return targets, int(tokens), stops > 0, missing == 0
 
     def _step(self, batch: Batch, targets: float, tokens: int, started: float) -> None:
         step = self.progress.step
@@ -146,12 +165,24 @@ class Trainer:
         step = self.progress.step
         done = step == self.steps
         # Saved before it is evaluated: an evaluation that fails must not cost the training.
-        if stop or (stepped and (done or step % self.checkpoint_every == 0)):
-            self.save(self.progress)
+        if stepped and (done or step % self.checkpoint_every == 0):
+            self._save()
         if stop and not done:
-            raise TrainingStopped(f"asked to stop; a checkpoint of step {step} of {self.steps} is kept")
+            self._stop()
         if stepped and not done and step % self.eval_every == 0:
             self._evaluate()
+
+    def _save(self) -> None:
+        self.save(self.progress)
+        self._kept = self.progress.step
+
+    def _stop(self) -> NoReturn:
+        step = self.progress.step
+        if step == 0:
+            raise TrainingStopped("asked to stop before the first step")
+        if step != self._kept:
+            self._save()
+        raise TrainingStopped(f"asked to stop; a checkpoint of step {step} of {self.steps} is kept")
 
     def _make_up_for_an_evaluation(self) -> None:
         """The checkpoint of a step is made before its evaluation, so what is resumed lacks that one."""
@@ -170,6 +201,7 @@ class Trainer:
     def _sigterm_asks_to_stop(self) -> Iterator[None]:
         def ask(number: int, frame: FrameType | None) -> None:
             self._stop_requested = True
+            self._give_up_waiting()
 
         previous = signal.signal(signal.SIGTERM, ask)
         try:

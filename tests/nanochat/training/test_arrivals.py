@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +16,9 @@ from emulators.hub.client import HubEmulator, running_hub
 
 from nanochat.data.hub import HubRepo, Patience
 from nanochat.training import arrivals
+from nanochat.training.checkpoint_folders import list_checkpoints
 from nanochat.training.job import TrainingJob
+from nanochat.training.trainer import Trainer, TrainingStopped
 
 if TYPE_CHECKING:
     from conftest import Workshop
@@ -97,6 +102,30 @@ def test_training_begins_before_the_last_shard_is_there(
     first_step = next(event["time"] for event in outcome.events if event["type"] == "step")
     assert len(arrived) == 3
     assert first_step < arrived[-1]
+
+
+def test_a_request_to_stop_ends_the_wait_for_a_shard_and_loses_no_step(
+    workshop: Workshop, hub: HubEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_at_a_time(monkeypatch)
+    hub.fault(storage_of(workshop, "shard_1"), "slow", pause_s=60.0)
+    report = Trainer._report
+
+    def waiting_soon(self: Trainer, **fields: Any) -> None:
+        report(self, **fields)
+        if self.progress.step == 1:
+            threading.Timer(2.0, os.kill, [os.getpid(), signal.SIGTERM]).start()
+
+    monkeypatch.setattr(Trainer, "_report", waiting_soon)
+    job = referenced(workshop, hub)
+    work = workshop.work()
+    began = time.monotonic()
+    with pytest.raises(TrainingStopped, match="a checkpoint of step"):
+        workshop.train(job, work)
+    assert time.monotonic() - began < 30
+    stopped = workshop.outcome(job, work)
+    *_, kept = list_checkpoints(workshop.store, f"{job.prefix}/checkpoints")
+    assert int(kept[-8:]) == max(stopped.losses) < workshop.recipe.base.steps
 
 
 @pytest.mark.parametrize(
