@@ -120,7 +120,7 @@ def serve(byte_tokenizer: Tokenizer, spell: Callable[[str], list[int]]) -> Calla
                 for name, model in models.items()
             ]
             stack.callback(lambda: [model.let(None) for model in models.values()])
-            defaults = Defaults(max_tokens=700, temperature=0.0, top_k=None)
+            defaults = Defaults(max_tokens=1000, temperature=0.0, top_k=None)
             url, server = stack.enter_context(running(served, Serving(**{"defaults": defaults, **how})))
             yield Site(url, models), server
 
@@ -374,7 +374,7 @@ def test_a_setting_that_cannot_be_is_not_saved(visit: Callable[..., Visitor]) ->
     visitor = visit().open()
     visitor.page.keyboard.press("Alt+s")
     dialog = visitor.page.get_by_role("dialog")
-    for label, value in {"Temperature": "-1", "Max tokens": "701", "Stop at": "a\nb\nc\nd\ne"}.items():
+    for label, value in {"Temperature": "-1", "Max tokens": "1001", "Stop at": "a\nb\nc\nd\ne"}.items():
         before = dialog.get_by_label(label).input_value()
         dialog.get_by_label(label).fill(value)
         visitor.button("Save").click()
@@ -761,6 +761,7 @@ def test_hostile_output_does_nothing(visit: Callable[..., Visitor]) -> None:
     addresses = [links.nth(index).get_attribute("href") or "" for index in range(links.count())]
     assert addresses == ["https://evil.test/pixel.png", "https://evil.test/"]
     assert "<script>alert(1)</script><img src=x onerror=alert(2)>" in body.inner_text()
+    assert body.inner_text().endswith('<meta http-equiv=refresh content="0;url=//evil.test">')
     # What was not asked for (a dialog, a request to elsewhere) is looked for at the end of every test.
     body.locator("p").first.hover()
     visitor.page.wait_for_timeout(200)
@@ -883,7 +884,7 @@ def test_text_that_is_made_to_be_slow_is_not(render: Callable[[str], Any], piece
 def test_nesting_has_an_end(render: Callable[[str], Any]) -> None:
     html, _ = render("> " * 500 + "a\n\n" + "- " * 500 + "b\n\n" + "*c _" * 500)
     assert (html.count("<blockquote>"), html.count("<ul>")) == (8, 8)
-    assert html.count("<em>") == 0
+    assert 0 < html.count("<em>") < 20
 
 
 # -- for everybody ---------------------------------------------------------------------------------
@@ -918,8 +919,8 @@ def test_everything_can_be_done_by_keyboard(visit: Callable[..., Visitor]) -> No
     assert page.evaluate("document.activeElement.id") == "message"
 
     # From the beginning of the page, one Tab after another, every control is reached and its focus is seen.
-    page.evaluate("document.activeElement.blur()")
-    reached = []
+    page.locator(".skip").focus()
+    reached = [page.evaluate(focused)]
     while "Send" not in reached:
         keys.press("Tab")
         reached.append(page.evaluate(focused))
@@ -933,10 +934,7 @@ def test_everything_can_be_done_by_keyboard(visit: Callable[..., Visitor]) -> No
         )
         assert outline, reached[-1]
         assert len(reached) < 30, reached
-    expected = ["Skip to the message", "New chat", "Compare two", "What is your name?"]
-    assert [name for name in reached if name in expected] == expected[:4] + ["What is your name?"] * (
-        reached.count("What is your name?") - 1
-    )
+    assert reached[:4] == ["Skip to the message", "New chat", "Compare two", "What is your name?"]
     assert {"Delete “What is your name?”", "Keyboard shortcuts", "Delete all chats"} <= set(reached)
 
 
@@ -1043,10 +1041,12 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     chats = page.get_by_role("link", name="Show me")
     assert not chats.is_visible()
     page.get_by_role("button", name="Show the list of chats").tap()
-    page.wait_for_function("document.querySelector('#sidebar').getBoundingClientRect().left === 0")
+    wait_for(
+        lambda: page.locator("#sidebar").evaluate("element => element.getBoundingClientRect().left") == 0
+    )
     fits()
     visitor.keep("phone-chats")
-    page.get_by_role("button", name="New chat").tap()
+    page.get_by_role("complementary", name="Chats").get_by_role("button", name="New chat").tap()
     chats.wait_for(state="hidden")
     assert visitor.answers.count() == 0
     visitor.page.get_by_role("button", name=re.compile("^Settings of model")).first.tap()

@@ -332,6 +332,7 @@ function fitMessage() {
 
 function openSidebar() {
   document.body.classList.add("sidebar-open");
+  document.querySelector("main").inert = true;
   byId("shade").hidden = false;
   byId("open-sidebar").setAttribute("aria-expanded", "true");
   byId("close-sidebar").focus();
@@ -340,6 +341,7 @@ function openSidebar() {
 function closeSidebar() {
   if (!document.body.classList.contains("sidebar-open")) return;
   document.body.classList.remove("sidebar-open");
+  document.querySelector("main").inert = false;
   byId("shade").hidden = true;
   byId("open-sidebar").setAttribute("aria-expanded", "false");
   byId("open-sidebar").focus();

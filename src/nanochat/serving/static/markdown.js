@@ -256,7 +256,9 @@ function inline(text) {
   function close(character, length) {
     let left = length;
     while (left) {
-      const at = stack.findLastIndex((open) => open.mark[0] === character && open.mark.length <= left);
+      const opened = (possible) => stack.findLastIndex(({ mark }) => mark[0] === character && possible(mark.length));
+      const exact = opened((length) => length === left);
+      const at = exact < 0 ? opened((length) => length <= left) : exact;
       if (at < 0) break;
       flush();
       while (stack.length > at + 1) giveUp();
