@@ -9,6 +9,7 @@ slow readers count too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import math
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 # One key or several with commas between, of which clients must send one.
 KEYS_ENV = "NANOCHAT_API_KEY"
 _MINUTE_S = 60.0
+
+_DISCARD_BYTES = 32 << 20
+_DISCARD_S = 5.0
 
 
 def configured_keys() -> tuple[str, ...]:
@@ -172,7 +176,7 @@ class Gated:
                 self._gate.enter(client)
         except ApiError as error:
             self._gate.refused[error.status] += 1
-            # The body is not read, so nothing can follow it on this connection.
+            await _discard(receive)
             headers = {**error.headers, "Connection": "close"}
             await JSONResponse(error.document(), error.status, headers=headers)(scope, receive, send)
             return
@@ -210,6 +214,7 @@ class Gated:
                 ) from None
             read_bytes += len(message.get("body", b""))
             if read_bytes > self._gate.limits.body_bytes:
+                await _discard(receive)
                 raise HTTPException(413, self._too_long, headers={"Connection": "close"})
             complete = not message.get("more_body", False)
             return message
@@ -219,6 +224,19 @@ class Gated:
     @property
     def _too_long(self) -> str:
         return f"the body is longer than {self._gate.limits.body_bytes} bytes"
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a refused body, as far as it is sensible: many clients look for an answer only when
+    they have sent all of it, and lose it where the connection is closed before."""
+    read_bytes = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while read_bytes < _DISCARD_BYTES:
+                message = await receive()
+                read_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def log_failure(what: str, error: BaseException) -> None:

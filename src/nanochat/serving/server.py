@@ -35,6 +35,9 @@ _LAST_WORDS_S = 5
 _SEND_BUFFER_BYTES = 256 * 1024
 STALLED_S = 30.0
 
+# How long a connection may be open before the first request is there.
+SILENT_S = 30.0
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -126,14 +129,17 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """Is given up where its client has stopped reading: for STALLED_S nothing more went into the system's
-    buffer. What is sent on waits for the reader meanwhile, and is not piled up here."""
+    """Is given up where its client asks nothing for SILENT_S, or has stopped reading: for STALLED_S nothing
+    more went into the system's buffer. What is sent on waits for the reader meanwhile, and is not piled up
+    here."""
 
+    _silent: asyncio.TimerHandle
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
+        self._silent = self.loop.call_later(SILENT_S, self._end_silence)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -144,8 +150,13 @@ class Connection(H11Protocol):
         self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._silent.cancel()
         self._read_on()
         super().connection_lost(exc)
+
+    def _end_silence(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
 
     def _read_on(self) -> None:
         if self._stalled is not None:

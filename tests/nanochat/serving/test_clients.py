@@ -99,6 +99,23 @@ def test_a_body_that_does_not_come_is_not_waited_for(served: Callable[..., Serve
     wait_for(lambda: one.doors.open == 0, within_s=1)
 
 
+def test_a_connection_that_asks_nothing_is_closed(
+    served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SILENT_S", 0.3)
+    one = served()
+    one.gate.clear()
+    with one.connection() as waiting, socket.socket() as silent:
+        wait_for(lambda: one.doors.open == 1)
+        host, port = one.url.removeprefix("http://").split(":")
+        silent.connect((host, int(port)))
+        silent.sendall(b"POST /v1/comp")
+        silent.settimeout(10)
+        assert silent.recv(10) == b""
+        one.gate.set()
+        assert waiting.recv(100).startswith(b"HTTP/1.1 200")
+
+
 def test_one_clients_requests_may_be_limited_and_it_is_told_when_to_come_again(
     served: Callable[..., Served],
 ) -> None:

@@ -160,6 +160,14 @@ def test_what_is_wrong_is_raised_as_the_client_knows_it(served: Callable[..., Se
         client.embeddings.create(model="tiny", input="x")
 
 
+def test_a_body_that_is_far_too_long_is_told_so_and_not_cut_off(served: Callable[..., Served]) -> None:
+    client = served().client()
+    messages: list[Any] = [{"role": "user", "content": "x" * 8_000_000}]
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(model="tiny", messages=messages)
+    assert (refused.value.status_code, refused.value.code) == (413, "body_too_large")
+
+
 def test_a_client_that_may_retry_waits_as_long_as_it_is_told_and_is_answered(
     served: Callable[..., Served],
 ) -> None:
