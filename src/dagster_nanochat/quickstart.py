@@ -163,6 +163,9 @@ def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: fl
         console.print(f"check {evaluation.check_name} did not pass: {evaluation.description}")
     console.print(f"report: {made['model_report']['path']}")
     console.print(f"all of it: {seconds:.0f} s")
+    chat = made["chat_inference"]
+    if made["serverless_endpoint"].get("deployed"):
+        _tell_endpoint(console, made["serverless_endpoint"], chat, recipe.name)
     for asset, stage in _STAGE_LINES.items():
         metadata = made.get(asset, {})
         if metadata.get("switched_off"):
@@ -171,9 +174,6 @@ def _summarise(result: dg.ExecuteInProcessResult, recipe: Recipe, *, seconds: fl
             console.print(f"{stage}: fresh (receipt {metadata['receipt'][:6]}…)")
         else:
             console.print(f"{stage}: built in {metadata['seconds']:.0f} s")
-    chat = made["chat_inference"]
-    if made["serverless_endpoint"].get("deployed"):
-        _tell_endpoint(console, made["serverless_endpoint"], chat, recipe.name)
     answer = chat.get("answer", "(none: the model has no stage to chat with)")
     console.print(f"answer: {answer}", markup=False)
 

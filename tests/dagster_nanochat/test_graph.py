@@ -149,6 +149,7 @@ def test_every_check_has_an_evaluation_with_its_partition(built: SimpleNamespace
         ],
         "base_model_checkpoint": ["base_val_bpb"],
         "sft_checkpoint": ["sft_mmlu_accuracy", "sft_arc_easy_accuracy"],
+        "serverless_endpoint": ["serverless_endpoint_exists", "endpoint_runs_latest_image"],
     }
     storage = built.instance.event_log_storage
     for asset, names in checks.items():
@@ -162,6 +163,40 @@ def test_every_check_has_an_evaluation_with_its_partition(built: SimpleNamespace
         AssetCheckKey(dg.AssetKey("training_files"), "shards_verified"), limit=5
     )
     assert {record.partition for record in shards} == {"tinytext_part_0", "tinytext_part_1"}
+
+
+def test_on_this_machine_nothing_is_deployed_and_the_answer_comes_from_here(built: SimpleNamespace) -> None:
+    made = {
+        event.asset_key.to_user_string(): event.materialization.metadata
+        for event in built.trained.all_events
+        if event.is_step_materialization
+    }
+    assert made["serverless_endpoint"]["deployed"].value is False
+    assert made["serverless_endpoint"]["reason"].value == "the local launcher deploys nothing"
+    assert made["nanochat_serverless_image"]["needed"].value is False
+    chat = made["chat_inference"]
+    assert (chat["answered_by"].value, chat["dollars"].value) == ("this machine", 0.0)
+    assert chat["answer"].value
+    assert chat["tokens"].value > 0
+    checks = {check.check_name: check for check in built.trained.get_asset_check_evaluations()}
+    for name in ("serverless_endpoint_exists", "endpoint_runs_latest_image"):
+        assert (checks[name].passed, checks[name].description) == (
+            True,
+            "the local launcher deploys nothing",
+        )
+
+
+def test_a_conversation_is_answered_from_its_last_turn(built: SimpleNamespace) -> None:
+    turns = [("user", "Hello"), ("assistant", "Hi"), ("user", "Who are you?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    result = materialize(built, "chat_inference", "tiny", messages=messages)
+    assert failures(result) == []
+    (event,) = result.get_asset_materialization_events()
+    assert event.materialization.metadata["question"].value == "Who are you?"
+    assert event.materialization.metadata["messages"].value == messages
+    for wrong in (messages[:2], [{"role": "tool", "content": "x"}], [{"role": "user"}]):
+        (said,) = failures(materialize(built, "chat_inference", "tiny", messages=wrong))
+        assert "messages" in said
 
 
 def test_a_stage_shows_its_loss_curve_metrics_and_samples(built: SimpleNamespace) -> None:

@@ -9,7 +9,7 @@ import pytest
 from standins.registry import MISSING, running_registry
 
 from dagster_nanochat.defs.images.assets import nanochat_training_image
-from dagster_nanochat.launch.images import recorded_image
+from dagster_nanochat.launch.images import BuildFailed, build_serverless_image, recorded_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.config import RunPodSettings
 from dagster_nanochat.launch.runpod.launcher import PATIENCE, RunPodLauncher
@@ -143,3 +143,15 @@ def test_a_record_of_something_else_is_refused(tmp_store: FileStore) -> None:
     tmp_store.put("images/training.json", b'{"schema": "nanochat.receipt", "version": 1}')
     with pytest.raises(DocumentError, match=r"images/training.json is not a nanochat.image"):
         recorded_image(tmp_store, "training")
+
+
+def test_a_build_that_fails_tells_what_the_script_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dagster_nanochat.launch.images.project_root", lambda: tmp_path)
+    script = tmp_path / "build_and_push_serverless.sh"
+    script.write_text('#!/bin/sh\necho "$1 of $2" > asked\necho "There is no checkpoint/tiny" >&2\nexit 3\n')
+    script.chmod(0o755)
+    with pytest.raises(BuildFailed, match=r"ended with 3:\nThere is no checkpoint/tiny"):
+        build_serverless_image("tiny", "r.example/n:1")
+    assert (tmp_path / "asked").read_text() == "r.example/n:1 of tiny\n"
