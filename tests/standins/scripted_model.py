@@ -50,7 +50,7 @@ class ScriptedModel(GPT):
             stored_BS[torch.arange(B)[:, None], positions_BT] = ids_BT.float()
             kv_cache.advance(T, lengths)
             read = [
-                tuple(int(token) for token in row[:length])
+                tuple(map(int, row[:length].tolist()))
                 for row, length in zip(stored_BS, kv_cache.lengths, strict=True)
             ]
         logits_B1V = torch.zeros(B, 1, self.vocab_size)

@@ -151,7 +151,7 @@ class Visitor:
         self.url = url
         self.requests: list[Request] = []
         self.surprises: list[str] = []
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(40_000)
         page.on("request", lambda request: self.requests.append(request))
         page.on("dialog", lambda dialog: (self.surprises.append(dialog.message), dialog.dismiss()))
         page.on("pageerror", lambda error: self.surprises.append(str(error)))
