@@ -408,6 +408,8 @@ def test_a_full_context_is_told_and_the_oldest_turns_are_left_out_then(visit: Ca
     visitor.ask("Go on")
     alert = visitor.answers.first.get_by_role("alert")
     assert "The model's context of 128 tokens is full" in alert.inner_text()
+    visitor.page.reload()
+    assert "The model's context of 128 tokens is full" in alert.inner_text()
     visitor.keep("full")
     assert visitor.ask("What is your name?") == "Other."
     assert [message["content"] for message in visitor.asked[-1]["messages"]] == ["What is your name?"]
@@ -631,7 +633,7 @@ def test_what_the_browser_holds_and_is_no_chat_does_no_harm(visit: Callable[...,
     visitor = visit().open()
     visitor.page.evaluate(
         """Object.entries({ 'nanochat.chat.a': '{"turns": 3}', 'nanochat.chat.b': 'no json',
-            'nanochat.columns': '[[', 'nanochat.theme': 'purple',
+            'nanochat.columns': '{"1": "a", "2": [null, {}]}', 'nanochat.theme': 'purple',
             'nanochat.chat.c': '{"id":"c","columns":1,"turns":[{"question":"<img src=x onerror=alert(1)>",' +
               '"answers":[{"model":"<b>","parts":[{"type":"text","text":"<script>alert(2)</script>"}],"tokens":1}]}]}',
         }).forEach(([key, value]) => localStorage.setItem(key, value))"""

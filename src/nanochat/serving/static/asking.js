@@ -10,9 +10,9 @@ const ANSWER_SHARE = 0.25;
 // Until an answer has told how many tokens its conversation had.
 const TOKENS_PER_CHARACTER = 0.3;
 
-/** An answer: what it has said, and how it went. `state` is running, waiting (for a server that is busy),
- * done, stopped or failed. */
-export const newAnswer = (model) => ({ model, state: "running", parts: [], tokens: 0 });
+/** An answer: whose it is, what it has said, and how it went. `state` is running, waiting (for a server that
+ * is busy), done, stopped or failed. */
+export const newAnswer = ({ name, context }) => ({ model: name, context, state: "running", parts: [], tokens: 0 });
 
 export const isOpen = (answer) => answer.state === "running" || answer.state === "waiting";
 

@@ -30,15 +30,23 @@ const thread = new Thread({
 
 // -- models and their settings ---------------------------------------------------------------------
 
-/** What each column asks: {model, settings}, as it was left here the last time. */
-const columns = { 1: [{}], 2: [{}, {}], ...read(COLUMNS, {}) };
+/** What each column of a chat with one, and with two, asks: {model, settings}, as it was left the last time. */
+const columns = { 1: columnsAsLeft(1), 2: columnsAsLeft(2) };
 
-const modelOf = (column) => {
-  const wanted = models.find((model) => model.name === columns[chat.columns][column].model);
-  return wanted ?? models[Math.min(column, models.length - 1)];
-};
+function columnsAsLeft(count) {
+  const left = read(COLUMNS, {})[count];
+  const usable = Array.isArray(left) && left.length === count && left.every((each) => each instanceof Object);
+  return usable ? left : Array.from({ length: count }, () => ({}));
+}
+
+/** The model that a column was given, if it is served; else the first that no other column has. */
+function modelOf(column) {
+  const given = columns[chat.columns].map(({ model }) => models.find((each) => each.name === model));
+  const free = models.filter((model) => !given.includes(model));
+  return given[column] ?? free[column] ?? free[0] ?? models[0];
+}
+
 const settingsOf = (column) => columns[chat.columns][column].settings ?? {};
-const contextOf = (name) => models.find((model) => model.name === name)?.context;
 
 async function loadModels() {
   try {
@@ -115,7 +123,7 @@ function send(question, turn = chat.turns.length) {
   for (const each of chat.turns.slice(turn).flatMap((gone) => gone.answers)) jobs.get(each)?.controller.abort();
   chat.turns.length = turn;
   thread.cut(turn);
-  const answers = columns[chat.columns].map((_, column) => newAnswer(modelOf(column).name));
+  const answers = columns[chat.columns].map((_, column) => newAnswer(modelOf(column)));
   chat.turns.push({ question: question.trim(), answers });
   showWelcome();
   thread.addTurn(turn);
@@ -127,7 +135,7 @@ function send(question, turn = chat.turns.length) {
 function retry(turn, column) {
   const { answers } = chat.turns[turn];
   if (isOpen(answers[column])) return;
-  answers[column] = newAnswer(modelOf(column).name);
+  answers[column] = newAnswer(modelOf(column));
   thread.replaceAnswer(turn, column);
   begin(turn, column);
   message.focus();
@@ -175,7 +183,7 @@ function showRunning() {
 
 function show(next) {
   chat = next;
-  thread.show(chat, contextOf);
+  thread.show(chat);
   showPickers();
   showWelcome();
   showRunning();
@@ -374,11 +382,6 @@ byId("delete-all").addEventListener("click", () => remove(readChats()));
 byId("show-shortcuts").addEventListener("click", () => byId("shortcuts").showModal());
 for (const button of document.querySelectorAll("[data-close]")) {
   button.addEventListener("click", () => button.closest("dialog").close(""));
-}
-for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close("");
-  });
 }
 
 thread.root.addEventListener("click", (event) => {

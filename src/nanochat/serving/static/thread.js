@@ -15,10 +15,9 @@ export class Thread {
     this.scroller.addEventListener("scroll", () => this.showWay());
   }
 
-  /** Show a chat from its beginning. contextOf: tokens that the model of a name reads. */
-  show(chat, contextOf) {
+  /** Show a chat from its beginning. */
+  show(chat) {
     this.chat = chat;
-    this.contextOf = contextOf;
     this.root.dataset.columns = chat.columns;
     this.root.replaceChildren();
     chat.turns.forEach((_, turn) => this.addTurn(turn));
@@ -156,7 +155,7 @@ export class Thread {
   }
 
   notices(answer, element) {
-    const context = this.contextOf(answer.model);
+    const { context } = answer;
     const made = [];
     if (answer.omitted) {
       made.push(notice("soft", `${earliest(answer.omitted / 2)} longer fit in the model's context of ${context} tokens: it has not read them.`));
@@ -169,7 +168,7 @@ export class Thread {
     } else if (answer.state === "stopped") {
       made.push(notice("soft", "Stopped."));
     } else if (answer.finish === "length") {
-      const full = context && answer.promptTokens + answer.tokens >= context;
+      const full = answer.promptTokens + answer.tokens >= context;
       made.push(full
         ? notice("limit", `The model's context of ${context} tokens is full, so the answer ends here.`, button("New chat", () => this.actions.newChat()))
         : notice("limit", `The answer was cut after ${answer.tokens} tokens, which is as long as it may be.`));
