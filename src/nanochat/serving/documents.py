@@ -141,9 +141,13 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def asked(document: type[BaseModel]) -> Responses:
-    """The answers of a route that asks the model; where a stream was asked for it comes as events."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
-    return {200: {"model": document, "content": stream}, **_errors(*_ERRORS)}
+    """The answers of a route that asks the model."""
+    answer = {
+        "description": "The answer; where a stream was asked for, pieces of it as events, and [DONE].",
+        "model": document,
+        "content": {"text/event-stream": {}},
+    }
+    return {200: answer, **_errors(*_ERRORS)}
 
 
 def told(document: type[BaseModel], *errors: int) -> Responses:
