@@ -15,6 +15,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+# The question that no worker answers.
+SLEEP = "Are you asleep?"
+
 
 def image(does: str = "answers") -> Any:
     """For the emulator."""
@@ -41,9 +44,9 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     does = os.environ["WORKER_DOES"]
     if does == "errs":
         return {"error": json.dumps({"status": 400, "message": "I do not want to"})}
-    if does == "sleeps":
-        time.sleep(3600)
     question = asked["messages"][-1]["content"] if "messages" in asked else asked["question"]
+    if does == "sleeps" or question == SLEEP:
+        time.sleep(3600)
     receipt = os.environ["NANOCHAT_RECEIPT_SHA256"] if does != "has other weights" else "0" * 64
     said = {
         "text": "" if does == "says nothing" else f"You asked: {question}",

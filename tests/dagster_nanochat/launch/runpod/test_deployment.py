@@ -427,21 +427,20 @@ def test_terminating_the_run_cancels_its_job(
 ) -> None:
     assert deploy().result.success
     (endpoint,) = client.list_endpoints()
-    # From now on the workers take their time.
-    runpod.images["*/answers@*"] = plain_worker.image("sleeps")
-    for worker in client.endpoint_workers(endpoint.id).workers:
-        runpod.faults.add("dies", pod=worker.id)
-    run = Run(instance, asset="chat_inference", tags={"dagster/partition": "tiny"}, config={})
+    known = len(runpod.requests)
+    config = {"question": plain_worker.SLEEP}
+    run = Run(instance, asset="chat_inference", tags={"dagster/partition": "tiny"}, config=config)
 
     def job() -> str | None:
-        paths = [r["path"] for r in runpod.requests if f"/{endpoint.id}/status/" in r["path"]]
-        return paths[-1].split("/")[-1] if paths and not run.said("→") else None
+        asked = (r["path"] for r in runpod.requests[known:] if "/status/" in r["path"])
+        return next((path.split("/")[-1] for path in asked), None)
 
     asked = wait_for(job)
-    run.cancel()
-    run.end(within_s=20)
-    assert run.status is dg.DagsterRunStatus.CANCELED
     with client.jobs(endpoint) as jobs:
+        wait_for(lambda: jobs.status(asked).status == "IN_PROGRESS")
+        run.cancel()
+        run.end(within_s=60)
+        assert run.status is dg.DagsterRunStatus.CANCELED
         assert jobs.status(asked).status == "CANCELLED"
 
 
