@@ -378,6 +378,15 @@ def test_a_model_whose_checks_did_not_pass_is_not_promoted(
     assert deploy(serverless_endpoint={"despite_checks": True}).result.success
 
 
+def test_a_check_that_had_nothing_to_measure_holds_no_model_back(
+    runpod: Emulator, store: ObjectStore, deploy: Deploy
+) -> None:
+    build(store, metrics={**GOOD, "mmlu_correct": 0, "mmlu_questions": 0})
+    told = deploy()
+    assert told.result.success, told.why
+    assert "sft_mmlu_accuracy says nothing of tiny: mmlu was not measured" in told.everything
+
+
 def test_an_image_with_other_weights_in_it_is_refused(
     runpod: Emulator, client: RunPodClient, store: ObjectStore, deploy: Deploy
 ) -> None:
