@@ -5,6 +5,7 @@ Set ``NANOCHAT_SCREENSHOTS`` to a folder to keep what was seen.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -95,7 +96,6 @@ class Site:
 @pytest.fixture(scope="module")
 def serve(byte_tokenizer: Tokenizer, spell: Callable[[str], list[int]]) -> Callable[..., Any]:
     """serve(**serving): a context that holds a Site and its server."""
-    import contextlib
 
     @contextlib.contextmanager
     def start(max_waiting: int = 8, max_rows: int = 4, **how: Any) -> Iterator[tuple[Site, Any]]:
@@ -681,8 +681,9 @@ def test_two_models_answer_the_same_question_side_by_side(visit: Callable[..., V
     assert boxes[1]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
-    for stats in visitor.answers.locator(".stats").all_inner_texts():
-        assert re.match(r"\d+ tokens · [\d.]+ tokens/s", stats)
+    speeds = visitor.answers.locator(".stats").all_inner_texts()
+    assert re.match(r"\d\d tokens · [\d.]+ tokens/s · first after", speeds[0])
+    assert re.match(r"3 tokens · .*first after", speeds[1])
     visitor.keep("compare")
     visitor.send("Second")
     visitor.read()
