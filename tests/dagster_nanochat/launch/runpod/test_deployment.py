@@ -453,6 +453,30 @@ def test_terminating_the_run_cancels_its_job(
         assert jobs.status(asked).status == "CANCELLED"
 
 
+def test_terminating_a_deployment_takes_its_release_back(
+    runpod: Emulator,
+    client: RunPodClient,
+    store: ObjectStore,
+    deploy: Deploy,
+    instance: dg.DagsterInstance,
+) -> None:
+    assert deploy().result.success
+    (before,) = client.list_endpoints()
+    tags = {"dagster/partition": "tiny"}
+    config = {"image": image(runpod, "sleeps")}
+    assert Run(instance, asset="nanochat_serverless_image", tags=tags, config=config).end().succeeded
+    known = len(runpod.requests)
+    run = Run(instance, asset="serverless_endpoint", tags=tags, config={})
+    asked = wait_for(lambda: next((r for r in runpod.requests[known:] if "/status/" in r["path"]), None))
+    run.cancel()
+    run.end()
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    (after,) = client.list_endpoints()
+    assert (after.image, after.env, after.workers) == (before.image, before.env, before.workers)
+    with client.jobs(after) as jobs:
+        assert jobs.status(asked["path"].split("/")[-1]).status == "CANCELLED"
+
+
 def test_a_question_that_is_not_answered_in_time_is_cancelled_and_fails(
     runpod: Emulator, client: RunPodClient, deploy: Deploy, instance: dg.DagsterInstance
 ) -> None:
