@@ -253,7 +253,9 @@ def _serve(
 @app.command()
 def bpb(
     model: Annotated[str, typer.Option(help="Which model.")] = "quick",
-    source: Annotated[SourceChoice, typer.Option(help="Which stage of it.")] = SourceChoice.SFT,
+    source: Annotated[
+        SourceChoice, typer.Option(help="Which stage of it; those that chat are worse at plain text.")
+    ] = SourceChoice.BASE,
     tokens: Annotated[int, typer.Option(help="Of the validation text.", min=1)] = 32_768,
 ) -> None:
     """Measure what int8 and int4 weights cost a model, in bits per byte of its validation text."""
