@@ -217,7 +217,9 @@ def test_a_model_that_breaks_ends_the_worker_and_the_next_one_answers(
 def test_a_worker_without_weights_says_why_and_is_unhealthy(
     slow: Callable[..., tuple[Emulator, Jobs]], tmp_path: Path
 ) -> None:
-    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"torn")
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    weights.unlink()  # it is the store's own file, which others read
+    weights.write_bytes(b"torn")
     emulator, jobs = slow("")
     wait_for(lambda: jobs("GET", "/health").json()["workers"]["unhealthy"] == 1, within_s=COLD_START_S)
     (worker,) = emulator.workers()
