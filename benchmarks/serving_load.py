@@ -40,6 +40,8 @@ from typing import Any
 import httpx
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 KEYS = ("one", "two")
 LEAVE_SHARE = 0.15
 MOST_GROWTH_MB_PER_MINUTE = 5.0
@@ -284,16 +286,15 @@ def serving(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def _random_model(folder: Path) -> str:
     """A store in which `quick` is trained, as far as a server can tell."""
-    import datetime
-
     import torch
     from safetensors.torch import save_file
+    from standins.trained_model import put_receipt
 
     from nanochat.model.gpt import GPT
     from nanochat.recipes import SPECIAL_TOKENS, gpt4_pattern, quick
     from nanochat.store import open_store
-    from nanochat.store.digests import digest_bytes, digest_file
-    from nanochat.store.receipts import FileRef, InputRef, Receipt, point, write_receipt
+    from nanochat.store.digests import digest_file
+    from nanochat.store.receipts import InputRef
     from nanochat.tokenizer import Tokenizer
     from nanochat.training.checkpoint import MODEL_CARD, MODEL_WEIGHTS, ModelCard
 
@@ -320,25 +321,8 @@ def _random_model(folder: Path) -> str:
     store = open_store(str(folder / "store"))
     inputs: tuple[InputRef, ...] = ()
     for stage, names in (("tokenizer", ["tokenizer.json"]), ("sft", [MODEL_WEIGHTS, MODEL_CARD])):
-        fingerprint = digest_bytes(stage.encode())
-        outputs = []
-        for name in names:
-            key, path = f"stages/{stage}/{fingerprint[:12]}/output/{name}", folder / name
-            store.put_file(key, path)
-            outputs.append(FileRef(key=key, size_bytes=path.stat().st_size, sha256=digest_file(path)))
-        receipt = Receipt(
-            stage=stage,
-            stage_version=1,
-            fingerprint=fingerprint,
-            token="load",
-            created_at=datetime.datetime.now(datetime.UTC),
-            seconds=0.0,
-            inputs=inputs,
-            outputs=tuple(outputs),
-        )
-        write_receipt(store, receipt)
-        point(store, "quick", stage, fingerprint)
-        inputs = (InputRef(stage=stage, fingerprint=fingerprint, receipt_sha256=receipt.digest()),)
+        receipt = put_receipt(store, "quick", stage, [folder / name for name in names], inputs)
+        inputs = (InputRef(stage=stage, fingerprint=receipt.fingerprint, receipt_sha256=receipt.digest()),)
     return store.url
 
 
