@@ -51,6 +51,8 @@ class Workbench:
         _link(caches / "cargo", Path(os.environ.get("CARGO_HOME") or home / ".cargo") / "registry")
         storage = {"driver": "overlay", "graphroot": str(folder / "images"), "runroot": str(folder / "run")}
         (folder / "storage.conf").write_text(_toml("storage", storage))
+        # No registry's password. buildah insists on the file where this folder is DOCKER_CONFIG.
+        (folder / "config.json").write_text("{}")
         rust = _output(["rustc", "--print", "sysroot"])
         containers = {"netns": "host", "volumes": [f"{rust}:/opt/rust:ro"]}
         (folder / "containers.conf").write_text(_toml("containers", containers))
