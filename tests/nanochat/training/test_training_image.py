@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REASON = containers.missing()
 if os.environ.get("TEST_IMAGE") != "1":
     REASON = "builds an image of 6 GB: `make test-image` runs it"
-pytestmark = [pytest.mark.skipif(REASON is not None, reason=str(REASON)), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=str(REASON)), pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[3]
 FIRST_SIGN_WITHIN_S = 30
