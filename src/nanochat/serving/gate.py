@@ -213,10 +213,11 @@ class Gated:
                     408, "the body did not come in time", headers={"Connection": "close"}
                 ) from None
             read_bytes += len(message.get("body", b""))
-            if read_bytes > self._gate.limits.body_bytes:
-                await _discard(receive)
-                raise HTTPException(413, self._too_long, headers={"Connection": "close"})
             complete = not message.get("more_body", False)
+            if read_bytes > self._gate.limits.body_bytes:
+                if not complete:
+                    await _discard(receive)
+                raise HTTPException(413, self._too_long, headers={"Connection": "close"})
             return message
 
         return limited

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -168,6 +169,15 @@ def test_a_body_that_is_too_long_and_a_route_that_is_not_there(served: Callable[
     assert (unannounced.status_code, unannounced.json()["error"]["code"]) == (413, "body_too_large")
     assert httpx.get(f"{one.url}/v2").json()["error"]["code"] == "not_found"
     assert httpx.get(f"{one.url}/v1/completions").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_body_that_is_too_long_and_comes_at_once_is_refused_at_once(served: Callable[..., Served]) -> None:
+    one = served(limits=Limits(body_bytes=1000))
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    host, port = one.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=3) as client:
+        client.sendall(head.encode() + b"7d0\r\n" + b"x" * 2000 + b"\r\n0\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_full_queue_says_when_to_come_again_and_what_was_accepted_is_answered(
