@@ -70,10 +70,17 @@ PROSE = names("""
 """)
 API = names("openjdk-21-doc openjdk-17-doc rust-doc ghc-doc python-pandas-doc twisted-doc")
 _LANGUAGES = names("""
-    cs da de el es fi fr hi hu id it ja ko nl pl pt pt-br ru sv tr uk vi zh zh-cn zh-tw km ca sl
+    cs da de el es fi fr hi hu id it ja ko nl pl pt pt-br ru sv tr uk vi zh zh-cn zh-tw km ca sl sk dz gl om
+""")
+_DICTIONARIES = names("""
+    deu-eng eng-deu jpn-eng jpn-deu hun-eng epo-eng eng-hun eng-fin deu-fra deu-swe pol-eng hrv-eng eng-tur
+    deu-spa fin-eng eng-ces eng-hrv eng-bul eng-jpn deu-rus pol-rus eng-ara swe-deu fra-ita ara-eng pol-deu
+    fra-deu deu-pol eng-hin pol-spa fra-spa pol-fra pol-ita nld-spa fra-bre ell-eng pol-fin
 """)
 MULTILINGUAL = [
     "debian-handbook",
+    "installation-guide-amd64",
+    *(f"dict-freedict-{pair}" for pair in _DICTIONARIES),
     *(
         f"{family}-{language}"
         for language in _LANGUAGES
