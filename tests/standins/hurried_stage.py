@@ -73,7 +73,7 @@ RECIPES = {recipe.name: recipe for recipe in (RECIPE, *SWEEP)}
 # How much quicker than in earnest everybody waits.
 HURRY = 20
 READ_TIMEOUT_S = CREATE_TIMEOUT_S = 0.6
-PATIENCE = Patience(ready_s=1.5, silent_s=2.0, capacity_s=1.5)
+PATIENCE = Patience(ready_s=2.5, silent_s=2.0, capacity_s=1.5)
 # When whoever may still have a pod has given it up, after the last of it was heard.
 SETTLED_S = 6.0
 _TIMES: dict[ModuleType, dict[str, Any]] = {
