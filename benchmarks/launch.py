@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from emulators.runpod import Emulator, PodTruth, serve  # noqa: E402
-from emulators.runpod.__main__ import training_image  # noqa: E402
+from emulators.runpod.checkout_images import training_image  # noqa: E402
 from standins import s3  # noqa: E402
 
 Row = dict[str, Any]

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -31,9 +29,10 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from emulators.runpod.checkout_images import serverless_image, training_image
 from emulators.runpod.emulator import serve
-from emulators.runpod.settings import REPOSITORY, SPEC_ENV, Image, Settings, find_spec, sdk_environment
-from standins import nvidia_smi, s3, s3_faults
+from emulators.runpod.settings import SPEC_ENV, Settings, find_spec
+from standins import s3, s3_faults
 
 TRAINING, SERVERLESS = "nanochat-training", "nanochat-serverless"
 
@@ -99,22 +98,6 @@ def main() -> int:
             print(f"export {name}={value}", flush=True)
         asked_to_end.wait()
     return 0
-
-
-def training_image(programs: Path) -> Image:
-    """This checkout's own code, on machines with GPUs."""
-    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    if shutil.which("nvidia-smi") is None:
-        path.insert(0, str(nvidia_smi.write(programs, count=8, name="NVIDIA H100 80GB HBM3", memory_gib=80)))
-    return Image(environment={"PATH": os.pathsep.join(path)})
-
-
-def serverless_image() -> Image:
-    """This checkout's own worker, without weights: it pulls them from the store."""
-    return Image(
-        entrypoint=(sys.executable, str(REPOSITORY / "serverless" / "handler.py")),
-        environment=sdk_environment(),
-    )
 
 
 if __name__ == "__main__":

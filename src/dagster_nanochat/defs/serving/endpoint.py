@@ -141,7 +141,8 @@ def _deploy(
     from dagster_nanochat.launch.runpod.asking import EXECUTION_S
     from dagster_nanochat.launch.runpod.client import RunPodClient
     from dagster_nanochat.launch.runpod.config import resolve_settings
-    from dagster_nanochat.launch.runpod.launcher import STORE_SECRETS, require_reachable, require_secrets
+    from dagster_nanochat.launch.runpod.containers import STORE_SECRETS, require_secrets
+    from dagster_nanochat.launch.runpod.launcher import require_reachable
 
     settings = resolve_settings(hardware=recipe.hardware, run=config.runpod)
     name = config.name or deployment.endpoint_name(recipe.name)

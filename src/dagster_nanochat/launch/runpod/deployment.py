@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 from dagster_nanochat.launch.runpod.asking import Answer, Pause, Say, ask
 from dagster_nanochat.launch.runpod.client import RunPodClient
 from dagster_nanochat.launch.runpod.config import RunPodSettings
+from dagster_nanochat.launch.runpod.containers import STORE_SECRETS, store_access
 from dagster_nanochat.launch.runpod.endpoint_models import (
     Endpoint,
     EndpointChange,
@@ -28,7 +29,6 @@ from dagster_nanochat.launch.runpod.endpoint_models import (
     WorkerLimits,
 )
 from dagster_nanochat.launch.runpod.errors import MaybeCreated, RunPodError
-from dagster_nanochat.launch.runpod.launcher import PASSED_ON, STORE_SECRETS
 from dagster_nanochat.launch.runpod.pools import Pool
 from nanochat.failures import AttemptFailed, Failure
 from nanochat.store import ObjectStore
@@ -141,8 +141,7 @@ def endpoint_request(
     weights: dict[str, str] = {}
     if not baked:
         weights = {
-            **{variable: environment[variable] for variable in PASSED_ON if environment.get(variable)},
-            **{variable: f"{{{{ RUNPOD_SECRET_{variable} }}}}" for variable in STORE_SECRETS},
+            **store_access(environment, STORE_SECRETS),
             "NANOCHAT_STORE": store.url,
             "NANOCHAT_MODEL": model,
             "NANOCHAT_SOURCE": "sft" if receipt.stage == "sft" else "mid",

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -24,7 +24,15 @@ from dagster_nanochat.launch.base import THREADS_ENV, Handle, Offer, Patience, R
 from dagster_nanochat.launch.images import TRAINING_IMAGE_ENV, record_image, recorded_image
 from dagster_nanochat.launch.registry import ImageError, PinnedImage, resolve_image
 from dagster_nanochat.launch.runpod.client import RunPodClient
-from dagster_nanochat.launch.runpod.config import RunPodSettings, disk_gb, resolve_settings, variable
+from dagster_nanochat.launch.runpod.config import RunPodSettings, resolve_settings, variable
+from dagster_nanochat.launch.runpod.containers import (
+    GROUP_ENV,
+    LIFETIME_MARGIN_S,
+    machine_request,
+    missing_secrets,
+    pod_secrets,
+    require_secrets,
+)
 from dagster_nanochat.launch.runpod.ending import end_machines
 from dagster_nanochat.launch.runpod.errors import (
     Forbidden,
@@ -46,24 +54,14 @@ from dagster_nanochat.launch.runpod.machines import (
     console_url,
     find_machine,
     list_machines,
-    machine_title,
     new_group,
 )
-from dagster_nanochat.launch.runpod.models import (
-    ClusterCompute,
-    ClusterRequest,
-    GpuRequest,
-    LogSource,
-    Mounts,
-    PersistentMount,
-    PodRequest,
-)
+from dagster_nanochat.launch.runpod.models import ClusterRequest, LogSource, PodRequest
 from dagster_nanochat.launch.runpod.offers import RunPodOffer, find_offers
-from nanochat import pod as in_pod
 from nanochat.attempts import live_attempt, request_cancel
 from nanochat.events import EventStream, ending_of
 from nanochat.failures import AttemptFailed, Failure
-from nanochat.recipes import Hardware, Recipe, parameters
+from nanochat.recipes import Hardware
 from nanochat.store import ObjectStore, StoreError
 from nanochat.store.layout import attempt_prefix
 from nanochat.store.leases import machine_name, utc_now
@@ -77,17 +75,6 @@ MAX_MACHINES = 4
 PATIENCE = Patience(ready_s=1200.0, silent_s=120.0, capacity_s=3600.0)
 # Threads of a training process for what the CPU does beside a GPU.
 THREADS = 8
-
-# Kept as secrets at RunPod under these names; a pod is told no credential in plain words.
-STORE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-# Of these, the ones that are set where the launcher runs.
-OTHER_SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
-# What a container needs to find the store, beside credentials.
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
-
-# The network between a cluster's pods (runpod.md, section 3).
-CLUSTER_INTERFACE = {"NCCL_SOCKET_IFNAME": "ens1"}
-_GROUP_ENV = "NANOCHAT_GROUP"
 
 # What the host's log says of a container that will never start here (runpod.md, sections 2 and 6).
 _HOPELESS = re.compile(
@@ -103,8 +90,6 @@ _LOOK_FOR_LOST_S = (1.0, 2.0, 4.0, 8.0)
 # Of the half minute in which a terminated run gives its machine back.
 _SAVED_WITHIN_S = 20.0
 _SAVED_EVERY_S = 0.5
-# What a machine may need beyond its deadline: to start, and to end itself.
-_LIFETIME_MARGIN_S = 1800.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,11 +197,21 @@ class RunPodLauncher:
     def launch(self, job: TrainingJob, offer: Offer) -> Handle:
         assert isinstance(offer, RunPodOffer)
         self._require_room()
-        self._require_secrets()
+        try:
+            require_secrets(self._client, pod_secrets(self._environment))
+        except RunPodError as error:
+            raise explained(error) from error
         if self._settings.deadline_h:
             deadline_s = min(job.deadline_s, 3600 * self._settings.deadline_h)
             job = job.model_copy(update={"deadline_s": deadline_s})
-        request = self._request(job, offer)
+        request = machine_request(
+            job,
+            offer,
+            self._settings,
+            store_url=self._store.url,
+            api_url=self._client.base_url,
+            environment=self._environment,
+        )
         self._store.put(f"{job.attempt_prefix}/job.json", job.to_bytes())
         entry = LedgerEntry(
             token=job.token,
@@ -230,7 +225,7 @@ class RunPodLauncher:
             user=user_name(),
             host=machine_name(),
             asked_at=utc_now(),
-            deadline_at=utc_now() + timedelta(seconds=job.deadline_s + _LIFETIME_MARGIN_S),
+            deadline_at=utc_now() + timedelta(seconds=job.deadline_s + LIFETIME_MARGIN_S),
         )
         earlier = read_entry(self._store, job.token)
         if earlier is not None:
@@ -281,76 +276,9 @@ class RunPodLauncher:
                 f"{len(living)} pods of this store are running, as many as {MAX_PODS_ENV} allows",
             )
 
-    def _secrets(self) -> list[str]:
-        return [*STORE_SECRETS, *(name for name in OTHER_SECRETS if self._environment.get(name))]
-
     def missing_secrets(self) -> list[str]:
         """Names of secrets that a pod needs and RunPod does not have. Raises RunPodError."""
-        return _missing_secrets(self._client, self._secrets())
-
-    def _require_secrets(self) -> None:
-        try:
-            require_secrets(self._client, self._secrets())
-        except RunPodError as error:
-            raise explained(error) from error
-
-    def _request(self, job: TrainingJob, offer: RunPodOffer) -> PodRequest | ClusterRequest:
-        shards = sum(file.size_bytes for file in job.shards)
-        settings = self._settings
-        volume = settings.volume_disk_gb
-        ram = settings.min_ram_gib
-        assert job.image is not None
-        container: dict[str, Any] = {
-            "name": machine_title(job.model, job.stage, job.token),
-            "image": job.image,
-            "env": self._container_environment(job),
-            "disk": settings.container_disk_gb or disk_gb(shards, _parameters(job.recipe)),
-            "mounts": Mounts(persistent=PersistentMount(size=volume, path="/workspace")) if volume else None,
-            "data_center_ids": offer.data_center_ids or None,
-        }
-        if offer.nodes > 1:
-            compute = ClusterCompute(
-                gpu_type_id=offer.gpu_type_id, gpu_count_per_pod=offer.gpu_count, pod_count=offer.nodes
-            )
-            return ClusterRequest(**container, compute=compute)
-        gpu = GpuRequest(
-            id=offer.gpu_type_id,
-            count=offer.gpu_count,
-            min_cuda_version=settings.min_cuda_version,
-            min_ram_per_gpu=None if ram is None else max(1, math.ceil(ram / offer.gpu_count)),
-        )
-        return PodRequest(**container, gpu=gpu, cloud=offer.cloud)
-
-    def _container_environment(self, job: TrainingJob) -> dict[str, str]:
-        several = job.hardware.nodes > 1
-        return {
-            **{name: self._environment[name] for name in PASSED_ON if self._environment.get(name)},
-            **{name: f"{{{{ RUNPOD_SECRET_{name} }}}}" for name in self._secrets()},
-            **(CLUSTER_INTERFACE if several else {}),
-            **self._settings.env_variables,
-            in_pod.STORE_ENV: self._store.url,
-            in_pod.JOB_ENV: f"{job.attempt_prefix}/job.json",
-            in_pod.END_ENV: in_pod.encode_end(self._end_requests(several)),
-            in_pod.MACHINE_ENV: _GROUP_ENV if several else "RUNPOD_POD_ID",
-            in_pod.LIFETIME_ENV: f"{job.deadline_s + _LIFETIME_MARGIN_S:.0f}",
-        }
-
-    def _end_requests(self, several: bool) -> list[in_pod.EndRequest]:
-        """Every way to the end that a pod's own key may be allowed. A member of a cluster first asks which
-        cluster it is of; a pod that ends alone would leave the others to be paid for."""
-        key = "RUNPOD_API_KEY"  # in a pod, a key that RunPod made for it alone
-        pod, cluster = f"{self._client.base_url}/pods/${{RUNPOD_POD_ID}}", "CLUSTER_ID"
-        its_cluster = [
-            in_pod.EndRequest(method="GET", url=pod, bearer=key, learns={cluster: "cluster.id"}),
-            in_pod.EndRequest(
-                method="DELETE", url=f"{self._client.base_url}/clusters/${{{cluster}}}", bearer=key
-            ),
-        ]
-        return [
-            *(its_cluster if several else []),
-            in_pod.EndRequest(method="DELETE", url=pod, bearer=key),
-            in_pod.EndRequest(method="POST", url=f"{pod}/action", body={"action": "terminate"}, bearer=key),
-        ]
+        return missing_secrets(self._client, pod_secrets(self._environment))
 
     def _create(self, request: PodRequest | ClusterRequest, token: str) -> Machine:
         """One machine of that token. Raises AttemptFailed."""
@@ -375,7 +303,7 @@ class RunPodLauncher:
         if isinstance(request, PodRequest):
             return Machine.of_pod(self._client.create_pod(request))
         group = new_group()
-        named = {"name": f"{request.name}-{group}", "env": {**request.env, _GROUP_ENV: group}}
+        named = {"name": f"{request.name}-{group}", "env": {**request.env, GROUP_ENV: group}}
         return Machine.of_cluster(self._client.create_cluster(request.model_copy(update=named)))
 
     def _look_for(self, token: str) -> Machine | None:
@@ -505,22 +433,6 @@ class RunPodLauncher:
         end_machines(self._client, self._store, token, outcome, known)
 
 
-def _missing_secrets(client: RunPodClient, names: Sequence[str]) -> list[str]:
-    there = client.secrets()
-    return [name for name in names if there is not None and name not in there]
-
-
-def require_secrets(client: RunPodClient, names: Sequence[str]) -> None:
-    """Raises AttemptFailed that names what RunPod does not have of them, and RunPodError."""
-    missing = _missing_secrets(client, names)
-    if missing:
-        raise AttemptFailed(
-            Failure.BAD_REQUEST,
-            f"RunPod has no secret {', '.join(missing)}: create it in RunPod's console (Settings, "
-            "Secrets) under that name; pods are told no credential in plain words",
-        )
-
-
 def require_reachable(store: ObjectStore) -> None:
     """Raises AttemptFailed for a store that is on this machine alone."""
     if not store.url.startswith("s3://"):
@@ -528,10 +440,6 @@ def require_reachable(store: ObjectStore) -> None:
             Failure.BAD_REQUEST,
             f"a pod cannot reach the store {store.url}: set NANOCHAT_STORE=s3://bucket/prefix",
         )
-
-
-def _parameters(recipe: Recipe) -> int:
-    return parameters(recipe.model, recipe.tokenizer.vocab_size)
 
 
 def explained(error: RunPodError, rule_violation: Failure = Failure.NO_CAPACITY) -> AttemptFailed:
