@@ -311,7 +311,7 @@ def bench(name: str, arguments: argparse.Namespace) -> None:
     engines[OURS] = Ours(random_model(config, vocab_size).fuse(), vocab_size)
     if "bf16" in arguments.dtypes:
         engines["ours-bf16"] = Ours(random_model(config, vocab_size).to(torch.bfloat16).fuse(), vocab_size)
-    for format in (WeightFormat.INT8, WeightFormat.INT4):
+    for format in (WeightFormat.INT8, WeightFormat.W8A8, WeightFormat.INT4):
         if format in arguments.dtypes:
             small = quantize(random_model(config, vocab_size).fuse(), format)
             engines[f"ours-{format}"] = Ours(small, vocab_size)
@@ -364,7 +364,9 @@ def main() -> None:
     parser.add_argument("--upstream", type=Path, help="a checkout of nanochat at 796f845")
     parser.add_argument("--models", nargs="+", choices=sorted(VOCABULARIES), default=["d4"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128])
-    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16", "int8", "int4"], default=["fp32"])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=["fp32", "bf16", "int8", "w8a8", "int4"], default=["fp32"]
+    )
     parser.add_argument(
         "--measure", nargs="+", choices=["prefill", "decode", "load"], default=["prefill", "decode", "load"]
     )

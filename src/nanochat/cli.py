@@ -41,7 +41,7 @@ class SourceChoice(enum.StrEnum):
 Weights = Annotated[
     WeightFormat,
     typer.Option(
-        help="How the matrices are held; int8 and int4 are for a CPU (`nanochat bpb` measures them)."
+        help="How the matrices are held; all but float are for a CPU (`nanochat bpb` measures them)."
     ),
 ]
 
@@ -258,7 +258,7 @@ def bpb(
     ] = SourceChoice.BASE,
     tokens: Annotated[int, typer.Option(help="Of the validation text.", min=1)] = 32_768,
 ) -> None:
-    """Measure what int8 and int4 weights cost a model, in bits per byte of its validation text."""
+    """Measure what smaller weights cost a model, in bits per byte of its validation text."""
     from nanochat.store import StoreError, open_store
 
     try:

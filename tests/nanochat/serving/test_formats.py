@@ -1,4 +1,4 @@
-"""`nanochat bpb`: what int8 and int4 weights cost."""
+"""`nanochat bpb`: what smaller weights cost."""
 
 from __future__ import annotations
 
