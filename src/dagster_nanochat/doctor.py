@@ -18,6 +18,8 @@ from pathlib import Path
 import dagster as dg
 
 from dagster_nanochat.launch.base import Request
+from dagster_nanochat.launch.images import SERVERLESS_IMAGE_ENV
+from dagster_nanochat.launch.registry import ImageError, resolve_image
 from dagster_nanochat.launch.runpod.errors import RunPodError
 from dagster_nanochat.launch.runpod.launcher import configured_launcher
 from dagster_nanochat.resources import LAUNCHER_ENV, LauncherResource
@@ -121,7 +123,7 @@ def _launcher() -> Finding:
 
 
 def _runpod() -> Iterator[Finding]:
-    """Key, secrets, image, and what could be rented for the quick model now."""
+    """Key, secrets, images, and what could be rented for the quick model now."""
     what = "launcher"
     hardware = quick().hardware
     try:
@@ -135,12 +137,28 @@ def _runpod() -> Iterator[Finding]:
             else "there (or RunPod does not list them)",
         )
         yield Finding(verdict=Verdict.OK, what="training image", found=launcher.next_image())
+        yield _serverless_image()
         best = launcher.offers(Request.of(hardware))[0]
     except (ValueError, RunPodError, AttemptFailed, StoreError) as error:
         yield Finding(verdict=Verdict.FAILED, what=what, found=str(error))
         return
     found = f"runpod; cheapest for the quick model: {best.name} at ${best.price_usd_per_h:.2f}/h"
     yield Finding(verdict=Verdict.OK, what=what, found=found)
+
+
+def _serverless_image() -> Finding:
+    what = "serverless image"
+    named = os.environ.get(SERVERLESS_IMAGE_ENV)
+    if not named:
+        found = f"{SERVERLESS_IMAGE_ENV} is not set, so no endpoint is deployed"
+        return Finding(verdict=Verdict.WARNING, what=what, found=found)
+    if "{model}" in named:
+        found = f"{named}: each model's own, which its deployment looks for"
+        return Finding(verdict=Verdict.OK, what=what, found=found)
+    try:
+        return Finding(verdict=Verdict.OK, what=what, found=resolve_image(named).reference)
+    except ImageError as error:
+        return Finding(verdict=Verdict.FAILED, what=what, found=str(error))
 
 
 def _compiler() -> Finding:

@@ -183,6 +183,7 @@ def compare(
     max_rows: MaxRows = 32,
     max_waiting: MaxWaiting = 128,
     max_tokens: MaxTokens = 1024,
+    weights: Weights = WeightFormat.FLOAT,
 ) -> None:
     """Serve two models, and a page that puts every question to both, side by side."""
     wanted: dict[str, tuple[str, SourceChoice]] = {}
@@ -192,7 +193,7 @@ def compare(
             print(f"error: {name}: a stage is {', '.join(SourceChoice)}, not {stage!r}", file=sys.stderr)
             raise typer.Exit(1)
         wanted[name] = model, SourceChoice(stage or source)
-    _serve(wanted, "/?compare", host, port, max_rows, max_waiting, max_tokens)
+    _serve(wanted, "/?compare", host, port, max_rows, max_waiting, max_tokens, weights=weights)
 
 
 def _serve(

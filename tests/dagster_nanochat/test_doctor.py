@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from emulators.runpod import serve
 from standins import plain_s3, s3
 
 from dagster_nanochat.doctor import Finding, Verdict, examine, print_doctor
@@ -72,3 +74,33 @@ def test_a_bucket_is_tried_and_its_clock_compared(tmp_path: Path, monkeypatch: p
         assert list(S3Store(s3.BUCKET).list("")) == []
         monkeypatch.setattr(S3Store, "clock_difference_s", lambda self: -300.0)
         assert finding("clock").found == "300 s behind the store's: set it (NTP)"
+
+
+def test_the_images_of_rented_machines_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(state_dir=tmp_path / "runpod", images={}) as emulator:
+        registry = urlsplit(emulator.registry_url).netloc
+        emulator.registry.publish("worker", "latest")
+        for name, value in {
+            "NANOCHAT_LAUNCHER": "runpod",
+            "RUNPOD_API_URL": emulator.url,
+            "RUNPOD_API_KEY": emulator.api_key,
+            "NANOCHAT_RUNPOD_IMAGE_NAME": "registry.example/training@sha256:" + "ab" * 32,
+            "NANOCHAT_SERVERLESS_IMAGE": f"{registry}/worker:latest",
+        }.items():
+            monkeypatch.setenv(name, value)
+        secrets, training, there, *_ = (
+            found for found in examine() if "RunPod" in found.what or "image" in found.what
+        )
+        monkeypatch.setenv("NANOCHAT_SERVERLESS_IMAGE", f"{registry}/worker:other")
+        missing = finding("serverless image")
+        monkeypatch.setenv("NANOCHAT_SERVERLESS_IMAGE", registry + "/{model}:latest")
+        each = finding("serverless image")
+        monkeypatch.delenv("NANOCHAT_SERVERLESS_IMAGE")
+        none = finding("serverless image")
+    assert (secrets.verdict, training.found[-64:]) == (Verdict.FAILED, "ab" * 32)
+    assert "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY missing: create them" in secrets.found
+    assert (there.what, there.verdict) == ("serverless image", Verdict.OK)
+    assert there.found.startswith(f"{registry}/worker@sha256:")
+    assert (missing.verdict, "worker:other" in missing.found) == (Verdict.FAILED, True), missing
+    assert (each.verdict, "each model's own" in each.found) == (Verdict.OK, True)
+    assert (none.verdict, "so no endpoint is deployed" in none.found) == (Verdict.WARNING, True)
