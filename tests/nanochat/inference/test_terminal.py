@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from standins.signals import listen_to_ctrl_c
 from standins.trained_model import endless, fill_store
@@ -49,6 +50,17 @@ class Screen:
 
     def type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
+
+    def interrupt_prompt(self) -> None:
+        """Ctrl-C while the program waits for a line: one that comes between the prompt and the waiting may be
+        seen with the next key only."""
+        asleep, deadline = 0, time.monotonic() + 60
+        while asleep < 20:
+            assert time.monotonic() < deadline, "the program does not wait"
+            sleeps = psutil.Process(self.process.pid).status() == psutil.STATUS_SLEEPING
+            asleep = asleep + 1 if sleeps else 0
+            time.sleep(0.01)
+        self.type(CTRL_C)
 
     def wait_for(self, text: str, within_s: float = 120.0) -> str:
         """What was shown up to the text, which is not looked at again."""
@@ -154,14 +166,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
             assert time.monotonic() - pressed_s < 30  # the whole answer would take minutes
         one.wait_for("\n> ")
     assert saved.read_text().startswith("**You:** What is your name?\n\n**quick:** I am NanoCha")
-    one.type(CTRL_C)
+    one.interrupt_prompt()
     one.wait_for("(Ctrl-C again ends; so does Ctrl-D)\n")
     one.type("/help\n")
     one.wait_for("/help")
     one.wait_for("\n\n> ")
-    one.type(CTRL_C)  # the first again, since something was typed in between
+    one.interrupt_prompt()  # the first again, since something was typed in between
     one.wait_for("(Ctrl-C again ends; so does Ctrl-D)\n\n> ")
-    one.type(CTRL_C)
+    one.interrupt_prompt()
     assert one.ended() == 0
     assert "Traceback" not in one.shown
 
@@ -173,7 +185,7 @@ def test_ctrl_c_forgets_a_line_that_is_half_typed(
     assert "quick (base): a base model, it continues your text." in one.wait_for("> ")
     one.type("Once upon a midnight")
     one.wait_for("midnight")
-    one.type(CTRL_C)
+    one.interrupt_prompt()
     one.wait_for("\n\n> ")
     one.type("Once upon\n")
     one.wait_for("\n a time there was a model.\n")
