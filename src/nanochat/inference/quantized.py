@@ -28,6 +28,7 @@ MANY_ROWS = 64
 # The largest of a row's whole numbers. Without VNNI, processors add two products in 16 bits: 2 * 127 * 127
 # fits, and a byte's 255 does not.
 _LARGEST = 127
+_MULTIPLY = "linear_with_input_q_dq_qweight_dq_output_fp32"
 
 
 class QuantizedLinear(nn.Module):
@@ -111,8 +112,8 @@ class W8A8Linear(QuantizedLinear):
 
     @staticmethod
     def works_here() -> bool:
-        engines = torch.backends.quantized.supported_engines
-        return "fbgemm" in engines and hasattr(torch, "quantize_per_channel")
+        there = hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, _MULTIPLY)
+        return there and "fbgemm" in torch.backends.quantized.supported_engines
 
     @property
     def weight(self) -> Tensor:
@@ -130,9 +131,7 @@ class W8A8Linear(QuantizedLinear):
         least_R1 = rows_RI.amin(dim=1, keepdim=True)
         range_R1 = (rows_RI.amax(dim=1, keepdim=True) - least_R1).clamp_(min=1e-12)
         unit_RI = (rows_RI - least_R1).div_(range_R1)
-        rows_RO = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            unit_RI, 1 / _LARGEST, 0, self.packed
-        )
+        rows_RO = getattr(torch.ops.quantized, _MULTIPLY)(unit_RI, 1 / _LARGEST, 0, self.packed)
         rows_RO = torch.addcmul(rows_RO.mul_(range_R1), least_R1, self.sums_O)
         return rows_RO.to(input.dtype).reshape(*input.shape[:-1], self.out_features)
 
